@@ -1,0 +1,1 @@
+"""The Python side of rcm-bridge: networks, losses, training and the server that TypeScript drives."""

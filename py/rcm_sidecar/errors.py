@@ -1,0 +1,52 @@
+"""Typed errors that may cross the border to TypeScript.
+
+Every error a user can meet has a stable code, one plain sentence and, where one is known, the next step to take.
+Programming mistakes inside the package stay ordinary `TypeError` and `ValueError`.
+"""
+
+from __future__ import annotations
+
+
+class SidecarError(Exception):
+    """Base of all errors with a code.
+
+    Args:
+        code: Stable name, `E_...`, listed in docs/errors.md.
+        message: What is wrong, one or two sentences, without a path of this package.
+        hint: What to do about it, or None.
+    """
+
+    code: str
+    message: str
+    hint: str | None
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        """Store the three parts; `str(error)` is the message alone."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[SidecarError], tuple[str, str, str | None]]:
+        """Copy with all three parts (the default would pass the message only)."""
+        return type(self), (self.code, self.message, self.hint)
+
+
+class ConfigError(SidecarError):
+    """A setting that cannot be used: unknown network, unknown override, sizes that do not fit."""
+
+
+class HostError(SidecarError):
+    """The machine lacks something: package, GPU, disk space, permission."""
+
+
+class WeightsError(SidecarError):
+    """A weights file that is missing, empty, unreadable, of no known layout or of another network."""
+
+
+class CheckpointError(SidecarError):
+    """A training checkpoint that is missing, damaged or of another run or torch version."""
+
+
+class TrainingError(SidecarError):
+    """Training cannot go on, for example after too many non-finite updates."""
