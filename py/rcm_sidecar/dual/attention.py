@@ -1,0 +1,226 @@
+"""Attention with a tangent, a backward from the saved output and log-sum-exp, and the seam for fused kernels.
+
+`forward_kernel` and `backward_kernel` are the only places that decide how attention is computed. Everything else
+(autograd, Duals, what a checkpoint keeps) is the same for eager code and fused kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rcm_sidecar.dual.number import Dual, DualOrTensor, join, split, widen
+
+Mask: TypeAlias = None | Literal["causal"] | tuple[Literal["block-causal"], int]
+
+# Below this many scores per head, one batched product per step beats the tiled kernel behind torch's own attention
+# (measured on a CPU at 16 tokens: 0.37 ms against 0.52 forward, 0.4 against 1.2 backward).
+SMALL_SCORES = 128 * 128
+
+_aten = torch.ops.aten
+
+
+class KeptAttention:
+    """What a checkpointed block keeps of its attention calls: output and log-sum-exp, in the order of the calls.
+
+    While `replaying`, `attention` returns the kept output instead of computing it. With `keep=False` nothing is kept
+    and a replay computes attention again.
+
+    Args:
+        keep: Whether to keep anything.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self.replaying = False
+        self._keep = keep
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._next = 0
+
+    def recomputation(self) -> AbstractContextManager[None]:
+        """A context that replays from the first call on; enters as often as there are backwards through the graph."""
+        return _Replay(self)
+
+    def start_replay(self) -> None:
+        """Replay from the first call on."""
+        self.replaying = True
+        self._next = 0
+
+    def record(self, out: Tensor, lse: Tensor) -> None:
+        """Keep the result of one call."""
+        if self._keep:
+            self._kept.append((out, lse))
+
+    def replay(self) -> tuple[Tensor, Tensor] | None:
+        """The result of the next call, or None when nothing was kept."""
+        if not (self._keep and self.replaying):
+            return None
+        kept = self._kept[self._next]
+        self._next += 1
+        return kept
+
+
+class _Replay(AbstractContextManager[None]):
+    def __init__(self, kept: KeptAttention) -> None:
+        self._kept = kept
+
+    def __enter__(self) -> None:
+        self._kept.start_replay()
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def attention(
+    q: DualOrTensor,
+    k: DualOrTensor,
+    v: DualOrTensor,
+    *,
+    scale: float | None = None,
+    mask: Mask = None,
+    kept: KeptAttention | None = None,
+) -> DualOrTensor:
+    """Softmax attention; `tS = (dQ K^T + Q dK^T) a`, `dO = P dV + (P*tS) V - rowsum(P*tS) O`.
+
+    Args:
+        q: [B, H, Lq, d].
+        k: [B, H, Lk, d]; a Tensor (text keys) costs no tangent products.
+        v: [B, H, Lk, d].
+        scale: Factor of the scores, default d^-1/2.
+        mask: None, "causal" or ("block-causal", tokens_per_frame); query i sees keys j <= i, or keys of the same and
+            earlier frames.
+        kept: Inside a checkpointed block: where output and log-sum-exp are kept for the recomputation.
+
+    Returns:
+        [B, H, Lq, d] in the dtype of `q`.
+    """
+    (qp, tq), (kp, tk), (vp, tv) = split(q), split(k), split(v)
+    factor = 1.0 / math.sqrt(qp.shape[-1]) if scale is None else scale
+    dual = isinstance(q, Dual) or isinstance(k, Dual) or isinstance(v, Dual)
+    if not dual and kept is None and qp.shape[-2] * kp.shape[-2] > SMALL_SCORES:
+        allowed = None if mask is None else allowed_keys(mask, qp.shape[-2], kp.shape[-2], qp.device)
+        return F.scaled_dot_product_attention(qp, kp, vp, attn_mask=allowed, scale=factor)
+    tangent = None
+    result = None if kept is None else kept.replay()
+    if result is None:
+        with torch.no_grad():
+            out, tangent, lse = forward_kernel(qp, kp, vp, tq, tk, tv, factor, mask)
+        if kept is not None:
+            kept.record(out, lse)
+    else:
+        out, lse = result
+    return join(_Attention.apply(qp, kp, vp, out, lse, factor, mask), tangent, q, k, v)
+
+
+def forward_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tq: Tensor | None,
+    tk: Tensor | None,
+    tv: Tensor | None,
+    scale: float,
+    mask: Mask,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Output, its tangent and the log-sum-exp, without gradient. The seam for `rcm_kernels.attention_jvp`.
+
+    Shapes as in `attention`; any tangent may be None. Returns (out [B,H,Lq,d], tangent or None, lse [B,H,Lq]).
+    """
+    return eager_forward(q, k, v, tq, tk, tv, scale, mask)
+
+
+def backward_kernel(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, mask: Mask
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from the saved output and log-sum-exp. The seam for a fused backward."""
+    return eager_backward(grad, q, k, v, out, lse, scale, mask)
+
+
+def eager_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tq: Tensor | None,
+    tk: Tensor | None,
+    tv: Tensor | None,
+    scale: float,
+    mask: Mask,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`forward_kernel` in plain torch, in at least float32; holds the whole score matrix."""
+    qs, kw, vw = (widen(q) * scale).contiguous(), widen(k).contiguous(), widen(v).contiguous()
+    scores = _masked(qs @ kw.mT, mask)
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.softmax(scores, dim=-1)
+    out = (weights @ vw).to(q.dtype)
+    tangent = None
+    if tq is not None or tk is not None:
+        score_tangent = None if tq is None else (widen(tq) * scale).contiguous() @ kw.mT
+        if tk is not None:
+            from_keys = qs @ widen(tk).contiguous().mT
+            score_tangent = from_keys if score_tangent is None else score_tangent.add_(from_keys)
+        # P * (tS - rowsum(P * tS)): softmax has a symmetric Jacobian, so this is its backward kernel.
+        tangent = _aten._softmax_backward_data(score_tangent, weights, -1, weights.dtype) @ vw
+    if tv is not None:
+        from_values = weights @ widen(tv).contiguous()
+        tangent = from_values if tangent is None else tangent.add_(from_values)
+    return out, None if tangent is None else tangent.to(q.dtype), lse
+
+
+def eager_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, mask: Mask
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward_kernel` in plain torch, in at least float32; holds the whole score matrix."""
+    qs, kw, vw = (widen(q) * scale).contiguous(), widen(k).contiguous(), widen(v).contiguous()
+    grad = widen(grad).contiguous()
+    weights = _masked(qs @ kw.mT, mask).sub_(lse.unsqueeze(-1)).exp_()
+    grad_v = weights.mT @ grad
+    rows = (grad * widen(out)).sum(dim=-1, keepdim=True)
+    grad_scores = (grad @ vw.mT).sub_(rows).mul_(weights)
+    grad_q = (grad_scores @ kw).mul_(scale)
+    grad_k = grad_scores.mT @ qs
+    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def allowed_keys(mask: Mask, queries: int, keys: int, device: torch.device) -> Tensor:
+    """Boolean [queries, keys]: True where a query may look at a key."""
+    row = torch.arange(queries, device=device)[:, None]
+    column = torch.arange(keys, device=device)[None, :]
+    if mask is None:
+        return torch.ones(queries, keys, dtype=torch.bool, device=device)
+    if mask == "causal":
+        return column <= row
+    kind, tokens = mask
+    if kind != "block-causal" or tokens < 1:
+        raise ValueError(f"unknown attention mask {mask!r}")
+    return column // tokens <= row // tokens
+
+
+def _masked(scores: Tensor, mask: Mask) -> Tensor:
+    if mask is None:
+        return scores
+    allowed = allowed_keys(mask, scores.shape[-2], scores.shape[-1], scores.device)
+    return scores.masked_fill_(~allowed, -torch.inf)
+
+
+class _Attention(torch.autograd.Function):
+    """Ties an already computed output to q, k and v, so that forward and recomputation build the same graph node."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, mask: Mask
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale, ctx.mask = scale, mask
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grads = backward_kernel(grad, q, k, v, out, lse, ctx.scale, ctx.mask)
+        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), *(None,) * 4

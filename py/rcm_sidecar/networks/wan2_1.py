@@ -1,0 +1,377 @@
+"""Wan2.1 text-to-video transformer, for student, teacher and critic, on Tensors or Duals.
+
+Architecture, names and shapes: wan2.1.md sections 1-5. Code of its own, written from those facts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from rcm_sidecar.dual import DualOrTensor, checkpoint_block, ops, primal_of
+from rcm_sidecar.dual.attention import KeptAttention
+from rcm_sidecar.dual.number import wide_dtype
+from rcm_sidecar.errors import ConfigError
+from rcm_sidecar.networks.layers import (
+    Gelu,
+    LayerNorm,
+    Linear,
+    RmsNorm,
+    Silu,
+    WideLinear,
+    heads_first,
+    merge_heads,
+    patchify,
+    split_heads,
+    unpatchify,
+)
+from rcm_sidecar.networks.rotary import RotaryTables
+from rcm_sidecar.networks.spec import NetworkSpec
+from rcm_sidecar.networks.text_cache import TextCache
+
+Checkpointing = Literal["none", "block", "asymmetric"]
+Residual = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class WanConfig:
+    """Sizes of one network; the defaults are those all releases share.
+
+    Attributes:
+        dim: Model width.
+        ffn_dim: Hidden width of the feed-forward layers.
+        num_heads: Attention heads; dim / num_heads must be even.
+        num_layers: Blocks.
+        in_dim: Latent channels in.
+        out_dim: Latent channels out.
+        text_dim: Width of the text states.
+        freq_dim: Width of the time features, even.
+        text_len: Rows of the text states of the released weights; the network takes any number.
+        patch_size: Latent (frames, rows, columns) a token covers.
+        eps: Of all norms.
+    """
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_dim: int = 16
+    out_dim: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    text_len: int = 512
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that fit no network."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if any(part <= 0 for part in (value if isinstance(value, tuple) else (value,))):
+                raise ConfigError("E_NETWORK_SIZE", f"{field.name} must be positive, not {value!r}")
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ConfigError("E_NETWORK_SIZE", f"dim {self.dim} does not split into {self.num_heads} heads of even size")
+        if self.freq_dim % 2:
+            raise ConfigError("E_NETWORK_SIZE", f"freq_dim must be even, not {self.freq_dim}")
+
+
+PRESETS: Mapping[str, WanConfig] = {
+    "wan2.1-t2v-1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+    "wan2.1-t2v-14b": WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
+    "wan2.1-tiny": WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=64),
+}
+
+_480P = ((480, 832), (832, 480), (640, 640), (480, 640), (640, 480))
+_720P = ((720, 1280), (1280, 720), (960, 960), (720, 960), (960, 720))
+_PIXEL_SIZES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "wan2.1-t2v-1.3b": _480P,
+    "wan2.1-t2v-14b": _480P + _720P,
+}
+
+
+def make(name: str, config: WanConfig) -> Wan21:
+    """The network of `config`, parameters allocated but not initialised."""
+    spec = NetworkSpec(
+        name=name,
+        family="wan2.1",
+        time_scale=1000.0,
+        in_dim=config.in_dim,
+        out_dim=config.out_dim,
+        patch=config.patch_size,
+        text_len=config.text_len,
+        text_dim=config.text_dim,
+        negative="prompt",
+        sampler_times=(1.5, 1.4, 1.0),
+        teacher_shift=5.0,
+        pixel_sizes=_PIXEL_SIZES.get(name, ()),
+    )
+    return Wan21(config, spec)
+
+
+class Attention(nn.Module):
+    """Projections and qk-norm of one attention; the norm spans the full width, before the heads are split.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.q = Linear(config.dim, config.dim)
+        self.k = Linear(config.dim, config.dim)
+        self.v = Linear(config.dim, config.dim)
+        self.o = Linear(config.dim, config.dim)
+        self.norm_q = RmsNorm(config.dim, config.eps)
+        self.norm_k = RmsNorm(config.dim, config.eps)
+
+
+class SelfAttention(Attention):
+    """Attention among the tokens, with rotary positions."""
+
+    def forward(self, x: DualOrTensor, rotary: Tensor, kept: KeptAttention | None) -> DualOrTensor:
+        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
+        q = ops.rope(split_heads(self.norm_q(self.q(x)), self.heads), rotary)
+        k = ops.rope(split_heads(self.norm_k(self.k(x)), self.heads), rotary)
+        v = split_heads(self.v(x), self.heads)
+        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
+        return cast(DualOrTensor, self.o(merge_heads(out)))
+
+
+class CrossAttention(Attention):
+    """Attention from the tokens to the text; every text row takes part, zero padding too."""
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, Lt, d] of the embedded text [B, Lt, D]; they carry no tangent."""
+        k = heads_first(split_heads(self.norm_k(self.k(text)), self.heads))
+        v = heads_first(split_heads(self.v(text), self.heads))
+        return cast(Tensor, k), cast(Tensor, v)
+
+    def forward(self, x: DualOrTensor, text: tuple[Tensor, Tensor], kept: KeptAttention | None) -> DualOrTensor:
+        """[B, L, D] to [B, L, D]; `text` from `keys_values`."""
+        q = split_heads(self.norm_q(self.q(x)), self.heads)
+        out = ops.attention(heads_first(q), *text, kept=kept)
+        return cast(DualOrTensor, self.o(merge_heads(out)))
+
+
+class Block(nn.Module):
+    """One transformer block (wan2.1.md 2.4); execution order norm1, norm3, norm2.
+
+    Args:
+        config: Sizes.
+        index: Its place, the key of the text cache.
+    """
+
+    def __init__(self, config: WanConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.norm1 = LayerNorm(config.dim, config.eps)
+        self.self_attn = SelfAttention(config)
+        self.norm3 = LayerNorm(config.dim, config.eps, affine=True)
+        self.cross_attn = CrossAttention(config)
+        self.norm2 = LayerNorm(config.dim, config.eps)
+        self.ffn = nn.Sequential(
+            Linear(config.dim, config.ffn_dim), Gelu("tanh"), Linear(config.ffn_dim, config.dim)
+        )
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
+
+    def forward(
+        self,
+        x: DualOrTensor,
+        e: DualOrTensor,
+        text: Tensor,
+        rotary: Tensor,
+        kv_cache: TextCache | None = None,
+        checkpointing: Checkpointing = "none",
+    ) -> DualOrTensor:
+        """One block.
+
+        Args:
+            x: Tokens [B, L, D].
+            e: Time modulation [B, 6, D].
+            text: Embedded text [B, Lt, D].
+            rotary: [L, d/2, 2].
+            kv_cache: Text keys and values of earlier passes, in no-grad passes only.
+            checkpointing: How activations are kept for backward.
+
+        Returns:
+            [B, L, D] in the dtype of `x`.
+        """
+
+        def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None = None) -> DualOrTensor:
+            return self._body(x, e, text, rotary, kv_cache, kept)
+
+        if checkpointing == "none" or not torch.is_grad_enabled():
+            return body(x, e, text)
+        return checkpoint_block(body, x, e, text, keep_attention=checkpointing == "asymmetric")
+
+    def _body(
+        self,
+        x: DualOrTensor,
+        e: DualOrTensor,
+        text: Tensor,
+        rotary: Tensor,
+        kv_cache: TextCache | None,
+        kept: KeptAttention | None,
+    ) -> DualOrTensor:
+        rows = ops.unbind(_token_axis(ops.add(e, self.modulation)), 1)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
+        attended = self.self_attn(ops.modulate(self.norm1(x), shift, scale), rotary, kept)
+        x = ops.gate(x, attended, gate)
+
+        def keys_values() -> tuple[Tensor, Tensor]:
+            return self.cross_attn.keys_values(text)
+
+        pair = keys_values() if kv_cache is None else kv_cache.get(self.index, keys_values)
+        x = ops.add(x, self.cross_attn(self.norm3(x), pair, kept))
+        return ops.gate(x, self.ffn(ops.modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
+
+
+class Head(nn.Module):
+    """Final norm, modulation by the time embedding (shift first, then scale) and projection to patches.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.dim, config.eps)
+        self.head = WideLinear(config.dim, math.prod(config.patch_size) * config.out_dim)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
+
+    def forward(self, x: DualOrTensor, e: DualOrTensor) -> DualOrTensor:
+        """Tokens [B, L, D] and time embedding [B, D] to patches [B, L, kt kh kw C], at least float32."""
+        both = ops.add(ops.linear_map(lambda a: a.unsqueeze(1), e), self.modulation)
+        shift, scale = ops.unbind(_token_axis(both), 1)
+        return cast(DualOrTensor, self.head(ops.modulate(self.norm(_wide(x)), shift, scale)))
+
+
+class Wan21(nn.Module):
+    """The transformer: `velocity = net(x, t, text)`.
+
+    Attributes:
+        config: Sizes.
+        spec: Facts for trainers and samplers.
+        activation_checkpointing: "none"; "block" keeps a block's inputs only; "asymmetric" keeps attention's results as
+            well. Both recompute the primal only.
+        residual: Dtype of the residual stream where the weights are half precision; float32 weights have float32 always.
+
+    Args:
+        config: Sizes.
+        spec: Facts.
+    """
+
+    activation_checkpointing: Checkpointing
+    residual: Residual
+
+    def __init__(self, config: WanConfig, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.activation_checkpointing = "none"
+        self.residual = "bf16"
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
+        self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), Gelu("tanh"), Linear(dim, dim))
+        self.time_embedding = nn.Sequential(WideLinear(config.freq_dim, dim), Silu(), WideLinear(dim, dim))
+        self.time_projection = nn.Sequential(Silu(), WideLinear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        self.head = Head(config)
+        self._rotary = RotaryTables(dim // config.num_heads)
+
+    def forward(
+        self,
+        x: DualOrTensor,
+        t: DualOrTensor,
+        text: Tensor,
+        adapter: Literal["student", "critic"] | None = None,
+        kv_cache: TextCache | None = None,
+    ) -> Any:
+        """Rectified-flow velocity, and with Duals its directional derivative.
+
+        Args:
+            x: Latent [B, C, T, H, W], Tensor or Dual.
+            t: Time [B] in 0..1000, float32 or float64, Tensor or Dual.
+            text: Text states [B, L, text_dim], any L, zero rows after the text's end. No tangent.
+            adapter: LoRA role; None means the base weights.
+            kv_cache: Text keys and values to fill and reuse, in no-grad passes only.
+
+        Returns:
+            [B, out_dim, T, H, W], at least float32: a Tensor, or a Dual when `x` or `t` is one.
+
+        Raises:
+            ValueError: Shapes that do not fit.
+            TypeError: Time in half precision (it would make the derivative wrong by half).
+            ConfigError: E_ADAPTER_UNKNOWN, an adapter this network does not have.
+        """
+        self._check(x, t, text, adapter)
+        if kv_cache is not None:
+            kv_cache.bind(text)
+        grid = self._grid(primal_of(x))
+        tokens = self._embed_patches(x)
+        time = self.time_embedding(ops.sinusoid(t, self.config.freq_dim))
+        modulation = ops.linear_map(lambda a: a.unflatten(-1, (6, -1)), self.time_projection(time))
+        states = text if kv_cache is not None and kv_cache.filled else self.text_embedding(text)
+        value = primal_of(tokens)
+        rotary = self._rotary.get(grid, value.dtype, value.device)
+        for block in self.blocks:
+            tokens = block(tokens, modulation, states, rotary, kv_cache, self.activation_checkpointing)
+        patches = self.head(tokens, time)
+        return ops.linear_map(lambda a: unpatchify(a, grid, self.config.patch_size), patches)
+
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights (wan2.1.md 2.6): the head is zero, so the output is; norms start as identity."""
+        for name, parameter in self.named_parameters():
+            _initialise(name, parameter.data, self.config.dim, generator)
+
+    def _embed_patches(self, x: DualOrTensor) -> DualOrTensor:
+        patches = ops.linear_map(lambda a: patchify(a, self.config.patch_size), x)
+        tokens = ops.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        return _wide(tokens) if self.residual == "fp32" else tokens
+
+    def _grid(self, x: Tensor) -> tuple[int, int, int]:
+        kt, kh, kw = self.config.patch_size
+        return x.shape[2] // kt, x.shape[3] // kh, x.shape[4] // kw
+
+    def _check(self, x: DualOrTensor, t: DualOrTensor, text: Tensor, adapter: str | None) -> None:
+        latent, time = primal_of(x), primal_of(t)
+        if adapter is not None:
+            raise ConfigError("E_ADAPTER_UNKNOWN", f"this network has no adapter {adapter!r}")
+        if latent.dim() != 5 or latent.shape[1] != self.config.in_dim:
+            raise ValueError(f"x must be [B, {self.config.in_dim}, T, H, W], not {list(latent.shape)}")
+        if any(size % part for size, part in zip(latent.shape[2:], self.config.patch_size, strict=True)):
+            raise ValueError(f"x {list(latent.shape)} does not split into patches of {self.config.patch_size}")
+        if time.shape != latent.shape[:1]:
+            raise ValueError(f"t must be [{latent.shape[0]}], not {list(time.shape)}")
+        if time.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"t must be float32 or float64, not {time.dtype}")
+        if text.dim() != 3 or text.shape[0] != latent.shape[0] or text.shape[2] != self.config.text_dim:
+            raise ValueError(f"text must be [{latent.shape[0]}, L, {self.config.text_dim}], not {list(text.shape)}")
+
+
+def _token_axis(x: DualOrTensor) -> DualOrTensor:
+    """[B, n, D] to [B, n, 1, D], so that row i is [B, 1, D] and broadcasts over the tokens."""
+    return ops.linear_map(lambda a: a.unsqueeze(2), x)
+
+
+def _wide(x: DualOrTensor) -> DualOrTensor:
+    return ops.linear_map(lambda a: a.to(wide_dtype(a.dtype)), x)
+
+
+def _initialise(name: str, weight: Tensor, dim: int, generator: torch.Generator | None) -> None:
+    if name.endswith("modulation"):
+        nn.init.normal_(weight, std=dim**-0.5, generator=generator)
+    elif name.startswith("head.head") or name.endswith(".bias"):
+        nn.init.zeros_(weight)
+    elif weight.dim() == 1:
+        nn.init.ones_(weight)
+    elif name.startswith(("text_embedding", "time_embedding")):
+        nn.init.normal_(weight, std=0.02, generator=generator)
+    else:
+        nn.init.xavier_uniform_(weight.flatten(1), generator=generator)
