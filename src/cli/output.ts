@@ -1,0 +1,64 @@
+import { isRcmBridgeError } from '../errors/index.ts';
+
+export type OutputFormat = 'text' | 'json' | 'ndjson';
+
+export interface OutputOptions {
+  readonly format: OutputFormat;
+  readonly quiet: boolean;
+  readonly verbosity: number;
+  readonly progress: boolean;
+}
+
+/** Where a command's words go: stdout carries results only, stderr carries text for people. */
+export interface Output extends OutputOptions {
+  /** One result. In text form `text` is printed, else the document with `"schema": 1`. */
+  result(document: Readonly<Record<string, unknown>>, text: string): void;
+  /** One line of a stream; only in ndjson form. */
+  line(document: Readonly<Record<string, unknown>>): void;
+  /** A sentence for people; silent with --quiet. */
+  say(text: string): void;
+  /** Colour for stderr, or the text unchanged. */
+  emphasise(text: string): string;
+}
+
+/** Colour: NO_COLOR, then FORCE_COLOR, then whether stderr is a terminal outside CI. */
+export function usesColour(env: NodeJS.ProcessEnv, isTerminal: boolean): boolean {
+  if (env.NO_COLOR) return false;
+  if (env.FORCE_COLOR) return env.FORCE_COLOR !== '0';
+  return isTerminal && !env.CI;
+}
+
+export function createOutput(options: OutputOptions): Output {
+  const colour = usesColour(process.env, Boolean(process.stderr.isTTY));
+  const print = (document: Readonly<Record<string, unknown>>) => {
+    process.stdout.write(`${JSON.stringify({ schema: 1, ...document })}\n`);
+  };
+  return {
+    ...options,
+    result: (document, text) => (options.format === 'text' ? process.stdout.write(`${text}\n`) : print(document)),
+    line: document => options.format === 'ndjson' && print(document),
+    say: text => options.quiet || process.stderr.write(`${text}\n`),
+    emphasise: text => (colour ? `\u001b[1m${text}\u001b[22m` : text),
+  };
+}
+
+/** An error as at most two lines: what is wrong, then the fix. `-v` adds the stack and Python's frames. */
+export function describeError(error: unknown, verbosity: number): string {
+  const lines = isRcmBridgeError(error)
+    ? [`${error.code}: ${oneLine(error.message)}`, ...(error.hint ? [oneLine(error.hint)] : [])]
+    : [`E_INTERNAL: ${oneLine(error instanceof Error ? error.message : String(error))}`, 'Run again with -v and report it.'];
+  if (verbosity > 0 && error instanceof Error && error.stack) lines.push(error.stack);
+  return lines.join('\n');
+}
+
+const oneLine = (text: string): string => text.replace(/\s*\n\s*/g, ' ').trim();
+
+/** A reader that stops reading (`| head`) is no error. */
+export function endQuietlyOnClosedPipe(): void {
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code === 'EPIPE') process.exit(process.exitCode ?? 0);
+      throw error;
+    });
+  }
+}
