@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -114,7 +114,8 @@ def attention(
             kept.record(out, lse)
     else:
         out, lse = result
-    return join(_Attention.apply(qp, kp, vp, out, lse, factor, mask), tangent, q, k, v)
+    tied = _Attention.apply(qp, kp, vp, out, lse, factor, mask)  # type: ignore[no-untyped-call]
+    return join(tied, tangent, q, k, v)
 
 
 def forward_kernel(
@@ -219,7 +220,7 @@ class _Attention(torch.autograd.Function):
         return out.view_as(out)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         grads = backward_kernel(grad, q, k, v, out, lse, ctx.scale, ctx.mask)

@@ -23,8 +23,8 @@ def checkpoint_block(body: Body, *inputs: DualOrTensor, keep_attention: bool) ->
     recomputation runs no attention and its activations are bit-equal.
 
     Args:
-        body: Ordinary code over Duals; hands its last argument (KeptAttention) to `ops.attention`. It must save the same
-            tensors in the same order for Tensors as for Duals, which holds when it is built from `dual.ops`.
+        body: Ordinary code over Duals; hands its last argument (KeptAttention) to `ops.attention`. It must save the
+            same tensors in the same order for Tensors as for Duals, as code made of `dual.ops` does.
         inputs: Tensors or Duals.
         keep_attention: Keep attention's results (more memory, less work).
 

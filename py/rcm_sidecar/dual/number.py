@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 
 
-def _refuse(op: str) -> Callable[[Any, Any], NoReturn]:
-    def raise_type_error(self: Any, other: Any) -> NoReturn:
-        raise TypeError(f"Dual numbers have no Python operators: use rcm_sidecar.dual.ops.{op}")
-
-    return raise_type_error
+def _refuse(op: str) -> NoReturn:
+    raise TypeError(f"Dual numbers have no Python operators: use rcm_sidecar.dual.ops.{op}")
 
 
 class Dual(NamedTuple):
@@ -27,14 +23,29 @@ class Dual(NamedTuple):
     primal: Tensor
     tangent: Tensor | None
 
-    __add__ = _refuse("add(x, y)")  # type: ignore[assignment]
-    __radd__ = _refuse("add(x, y)")
-    __sub__ = _refuse("linear_map or add(x, y) with a negated operand")
-    __rsub__ = _refuse("linear_map or add(x, y) with a negated operand")
-    __mul__ = _refuse("linear_map(lambda a: a * factor, x), modulate or gate")  # type: ignore[assignment]
-    __rmul__ = _refuse("linear_map(lambda a: a * factor, x), modulate or gate")  # type: ignore[assignment]
-    __truediv__ = _refuse("linear_map(lambda a: a / divisor, x)")
-    __matmul__ = _refuse("linear(x, weight)")
+    def __add__(self, other: Any) -> NoReturn:
+        _refuse("add(x, y)")
+
+    def __radd__(self, other: Any) -> NoReturn:
+        _refuse("add(x, y)")
+
+    def __sub__(self, other: Any) -> NoReturn:
+        _refuse("add(x, y) with linear_map on y for the sign")
+
+    def __rsub__(self, other: Any) -> NoReturn:
+        _refuse("add(x, y) with linear_map on y for the sign")
+
+    def __mul__(self, other: Any) -> NoReturn:
+        _refuse("linear_map, modulate or gate")
+
+    def __rmul__(self, other: Any) -> NoReturn:
+        _refuse("linear_map, modulate or gate")
+
+    def __truediv__(self, other: Any) -> NoReturn:
+        _refuse("linear_map")
+
+    def __matmul__(self, other: Any) -> NoReturn:
+        _refuse("linear(x, weight)")
 
 
 DualOrTensor: TypeAlias = Tensor | Dual

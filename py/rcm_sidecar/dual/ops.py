@@ -1,9 +1,9 @@
 """Primitives that push a tangent: Tensor in, the plain op; Dual in, a Dual.
 
-Tangent rules: wan2.1.md section 15.6. Tangents are computed under no_grad, so they never enter a graph; the primal keeps
-its own. Precision (design.md section 2): norms, modulation, gates and residual adds compute in at least float32 (float64
-stays float64) and return the dtype of their first argument; `linear` casts its input to the weight's dtype and nothing
-else casts.
+Tangent rules: wan2.1.md section 15.6. Tangents are computed under no_grad, so they never enter a graph; the primal
+keeps its own. Precision (design.md section 2): norms, modulation, gates and residual adds compute in at least float32
+(float64 stays float64) and return the dtype of their first argument; `linear` casts its input to the weight's dtype and
+nothing else casts.
 
 Several Jacobians are symmetric (layer norm without affine, softmax, everything elementwise). There the tangent is the
 op's own backward kernel applied to the input's tangent: one fused pass instead of a handful.
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from rcm_sidecar.dual.attention import attention
@@ -167,7 +167,7 @@ def gate(x: DualOrTensor, y: DualOrTensor, g: DualOrTensor) -> DualOrTensor:
 
 
 def gelu(x: DualOrTensor, approximate: Literal["none", "tanh"] = "tanh") -> DualOrTensor:
-    """GELU, the tanh form (Wan) or the exact erf form (`approximate="none"`, Cosmos); elementwise derivative times dx."""
+    """GELU, tanh form (Wan) or exact erf form (`approximate="none"`, Cosmos); `dy = gelu'(x) dx`."""
     value, tangent = split(x)
     if tangent is not None:
         with torch.no_grad():

@@ -25,7 +25,7 @@ def rms_norm(x: DualOrTensor, weight: Tensor, eps: float = 1e-6) -> DualOrTensor
         [..., D] in the dtype of `x`.
     """
     value, tangent = split(x)
-    out, rstd = _RmsNorm.apply(value, weight, eps)
+    out, rstd = _RmsNorm.apply(value, weight, eps)  # type: ignore[no-untyped-call]
     if tangent is not None:
         with torch.no_grad():
             tangent = project(widen(tangent), widen(value), rstd) * widen(weight)
@@ -51,7 +51,7 @@ class _RmsNorm(torch.autograd.Function):
         return out.to(x.dtype), rstd
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         if grad is None:
             return None, None, None

@@ -75,7 +75,9 @@ class WanConfig:
             if any(part <= 0 for part in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError("E_NETWORK_SIZE", f"{field.name} must be positive, not {value!r}")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ConfigError("E_NETWORK_SIZE", f"dim {self.dim} does not split into {self.num_heads} heads of even size")
+            raise ConfigError(
+                "E_NETWORK_SIZE", f"dim {self.dim} does not split into {self.num_heads} heads of even size"
+            )
         if self.freq_dim % 2:
             raise ConfigError("E_NETWORK_SIZE", f"freq_dim must be even, not {self.freq_dim}")
 
@@ -175,9 +177,7 @@ class Block(nn.Module):
         self.norm3 = LayerNorm(config.dim, config.eps, affine=True)
         self.cross_attn = CrossAttention(config)
         self.norm2 = LayerNorm(config.dim, config.eps)
-        self.ffn = nn.Sequential(
-            Linear(config.dim, config.ffn_dim), Gelu("tanh"), Linear(config.ffn_dim, config.dim)
-        )
+        self.ffn = nn.Sequential(Linear(config.dim, config.ffn_dim), Gelu("tanh"), Linear(config.ffn_dim, config.dim))
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
 
     def forward(
@@ -260,7 +260,7 @@ class Wan21(nn.Module):
         spec: Facts for trainers and samplers.
         activation_checkpointing: "none"; "block" keeps a block's inputs only; "asymmetric" keeps attention's results as
             well. Both recompute the primal only.
-        residual: Dtype of the residual stream where the weights are half precision; float32 weights have float32 always.
+        residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
 
     Args:
         config: Sizes.

@@ -1,0 +1,154 @@
+"""How the tensors of a network are named in each layout, and the config files beside them (wan2.1.md section 4).
+
+Keys are mapped by whole-key tables, never by chains of substring replacements: the diffusers layout calls Wan's norm3
+norm2, so chains need a detour to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from rcm_sidecar.errors import WeightsError
+
+Layout: TypeAlias = Literal["official", "diffusers", "comfyui"]
+LAYOUTS: tuple[Layout, ...] = ("official", "diffusers", "comfyui")
+COMFYUI_PREFIX = "model.diffusion_model."
+
+_WRAPPERS = {"_checkpoint_wrapped_module", "_orig_mod"}
+_CONTAINERS = ("module.", COMFYUI_PREFIX)
+_ROLES = ("net_ema.", "net.")
+_OTHER_ROLES = ("net_fake_score.",)
+
+_WAN_GLOBAL = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.modulation": "scale_shift_table",
+    "head.head": "proj_out",
+}
+_WAN_ATTENTION = {
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "o": "to_out.0",
+    "norm_q": "norm_q",
+    "norm_k": "norm_k",
+}
+_WAN_BLOCK = {
+    "modulation": "scale_shift_table",
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    **{f"self_attn.{ours}": f"attn1.{theirs}" for ours, theirs in _WAN_ATTENTION.items()},
+    **{f"cross_attn.{ours}": f"attn2.{theirs}" for ours, theirs in _WAN_ATTENTION.items()},
+}
+
+
+def diffusers_names(net: nn.Module) -> dict[str, str]:
+    """The diffusers key of every parameter of `net`, by official name."""
+    family = net.spec.family  # type: ignore[union-attr]
+    if family != "wan2.1":
+        raise WeightsError("E_WEIGHTS_LAYOUT", f"no diffusers layout is known for {family}")
+    return {name: _wan_diffusers_name(name) for name in official_names(net)}
+
+
+def official_names(net: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `net` by official name, without the names of wrappers around its modules."""
+    return {plain_name(name): parameter for name, parameter in net.named_parameters()}
+
+
+def plain_name(name: str) -> str:
+    """`name` without the path components that compile and checkpoint wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def strip_prefixes(keys: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Names as the network knows them, by key of the file, and the prefix that was removed.
+
+    Of several roles in one file exactly one is taken: `net_ema.` if present, else `net.`; the others are left out.
+
+    Raises:
+        WeightsError: E_WEIGHTS_LAYOUT when two keys become the same name.
+    """
+    names = {key: plain_name(key) for key in keys}
+    removed = ""
+    while container := next((c for c in _CONTAINERS if all(n.startswith(c) for n in names.values())), None):
+        names = {key: name[len(container) :] for key, name in names.items()}
+        removed += container
+    role = next((r for r in _ROLES if any(n.startswith(r) for n in names.values())), None)
+    if role is not None:
+        others = tuple(r for r in (*_ROLES, *_OTHER_ROLES) if r != role)
+        names = {key: name.removeprefix(role) for key, name in names.items() if not name.startswith(others)}
+        removed += role
+    if len(set(names.values())) != len(names):
+        raise WeightsError(
+            "E_WEIGHTS_LAYOUT", "the weights hold two tensors of the same name once prefixes are removed"
+        )
+    return names, removed
+
+
+def detect_layout(names: Iterable[str], prefix: str) -> Layout:
+    """The layout of a set of names without prefixes."""
+    if any(name.startswith(("condition_embedder.", "transformer_blocks.")) for name in names):
+        return "diffusers"
+    return "comfyui" if COMFYUI_PREFIX in prefix else "official"
+
+
+def official_config(net: nn.Module) -> dict[str, Any]:
+    """The config.json of the official layout."""
+    config = _wan_config(net)
+    keys = ("dim", "eps", "ffn_dim", "freq_dim", "in_dim", "num_heads", "num_layers", "out_dim", "text_dim", "text_len")
+    return {
+        "_class_name": "WanModel",
+        "model_type": "t2v",
+        **{key: getattr(config, key) for key in keys},
+        "patch_size": list(config.patch_size),
+    }
+
+
+def diffusers_config(net: nn.Module) -> dict[str, Any]:
+    """The config.json of the diffusers layout."""
+    config = _wan_config(net)
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "added_kv_proj_dim": None,
+        "attention_head_dim": config.dim // config.num_heads,
+        "cross_attn_norm": True,
+        "eps": config.eps,
+        "ffn_dim": config.ffn_dim,
+        "freq_dim": config.freq_dim,
+        "in_channels": config.in_dim,
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "out_channels": config.out_dim,
+        "patch_size": list(config.patch_size),
+        "qk_norm": "rms_norm_across_heads",
+        "text_dim": config.text_dim,
+    }
+
+
+def _wan_config(net: nn.Module) -> Any:
+    if net.spec.family != "wan2.1":  # type: ignore[union-attr]
+        raise WeightsError("E_WEIGHTS_LAYOUT", f"no config file is known for {net.spec.family}")  # type: ignore[union-attr]
+    return net.config
+
+
+def _wan_diffusers_name(name: str) -> str:
+    if name.startswith("blocks."):
+        _, index, rest = name.split(".", 2)
+        return f"blocks.{index}.{_mapped(rest, _WAN_BLOCK)}"
+    return _mapped(name, _WAN_GLOBAL)
+
+
+def _mapped(name: str, table: Mapping[str, str]) -> str:
+    """`name` through the table, whole or up to its last component (`weight`, `bias`)."""
+    if name in table:
+        return table[name]
+    stem, leaf = name.rsplit(".", 1)
+    return f"{table[stem]}.{leaf}"

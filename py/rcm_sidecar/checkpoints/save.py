@@ -1,0 +1,186 @@
+"""Saving a network: complete and synced under a temporary name first, renamed last."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rcm_sidecar.checkpoints.layouts import (
+    COMFYUI_PREFIX,
+    LAYOUTS,
+    Layout,
+    diffusers_config,
+    diffusers_names,
+    official_config,
+    official_names,
+)
+from rcm_sidecar.errors import HostError, WeightsError
+
+_STEM = "diffusion_pytorch_model"
+
+
+def save_network(
+    net: nn.Module,
+    path: str | PathLike[str],
+    layout: Layout = "official",
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Write the parameters of `net`.
+
+    Args:
+        net: A network from `networks.build`, perhaps wrapped for compile or checkpointing.
+        path: "official" and "diffusers": a folder that gets config.json and the weights (several shards and an index
+            above `max_shard_bytes`), or for "official" a file ending in .safetensors, the config in its header.
+            "comfyui": a file ending in .safetensors, or a folder that gets `<network name>.safetensors`.
+        layout: Names of the tensors.
+        dtype: Stored dtype; None keeps each parameter's own.
+        max_shard_bytes: Largest file of a folder.
+
+    Returns:
+        The file or folder. It appears complete or not at all; in a folder that exists, files are replaced one by one,
+        config.json last.
+
+    Raises:
+        WeightsError: E_WEIGHTS_LAYOUT (unknown layout, or one that does not go with the path), E_WEIGHTS_WRITE.
+        HostError: E_DISK_FULL.
+    """
+    target = Path(path)
+    _check_target(target, layout)
+    tensors = _tensors(net, layout, dtype)
+    single = target.suffix == ".safetensors"
+    try:
+        if single:
+            config = json.dumps(official_config(net)) if layout == "official" else None
+            return _save_file(tensors, target, {} if config is None else {"config": config})
+        if layout == "comfyui":
+            return _save_file(tensors, target / f"{net.spec.name}.safetensors", {})  # type: ignore[union-attr]
+        config_json = official_config(net) if layout == "official" else diffusers_config(net)
+        return _save_folder(tensors, target, config_json, max_shard_bytes)
+    except (OSError, RuntimeError) as error:
+        raise _write_error(target, error) from error
+
+
+def _check_target(target: Path, layout: Layout) -> None:
+    if layout not in LAYOUTS:
+        raise WeightsError("E_WEIGHTS_LAYOUT", f"unknown layout {layout!r}", f"known: {', '.join(LAYOUTS)}")
+    if layout == "diffusers" and target.suffix == ".safetensors":
+        raise WeightsError("E_WEIGHTS_LAYOUT", "the diffusers layout is a folder, not a file", "give a folder")
+    if target.suffix == ".safetensors" and target.is_dir():
+        raise WeightsError("E_WEIGHTS_WRITE", f"{target} is a folder", "give another file name")
+    if target.suffix != ".safetensors" and target.exists() and not target.is_dir():
+        raise WeightsError("E_WEIGHTS_WRITE", f"{target} is a file, not a folder", "give a folder")
+
+
+def _tensors(net: nn.Module, layout: Layout, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    names = diffusers_names(net) if layout == "diffusers" else {}
+    prefix = COMFYUI_PREFIX if layout == "comfyui" else ""
+    result = {}
+    for name, parameter in official_names(net).items():
+        tensor = parameter.detach().to("cpu", dtype or parameter.dtype).contiguous()
+        result[prefix + names.get(name, name)] = tensor
+    return result
+
+
+def _save_file(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        temporary = Path(folder) / target.name
+        _write_tensors(tensors, temporary, metadata)
+        os.replace(temporary, target)
+    _sync(target.parent)
+    return target
+
+
+def _save_folder(tensors: dict[str, Tensor], target: Path, config: Mapping[str, Any], limit: int) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        _write_shards(tensors, temporary, limit)
+        _write_json(config, temporary / "config.json")
+        _sync(temporary)
+        if target.is_dir() and any(target.iterdir()):
+            _replace_files(temporary, target)
+        else:
+            os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync(target.parent)
+    return target
+
+
+def _replace_files(source: Path, target: Path) -> None:
+    """Move the files over those of an earlier save; remove its shards that have no successor; config.json last."""
+    names = {file.name for file in source.iterdir()}
+    for stale in target.glob(f"{_STEM}*.safetensors*"):
+        if stale.name not in names:
+            stale.unlink()
+    for name in sorted(names, key=lambda name: (name == "config.json", name)):
+        os.replace(source / name, target / name)
+    _sync(target)
+
+
+def _write_shards(tensors: dict[str, Tensor], folder: Path, limit: int) -> None:
+    shards = _shards(tensors, limit)
+    if len(shards) == 1:
+        _write_tensors(shards[0], folder / f"{_STEM}.safetensors", {})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"{_STEM}-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_tensors(shard, folder / name, {})
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(
+        {"metadata": {"total_size": total}, "weight_map": weight_map}, folder / f"{_STEM}.safetensors.index.json"
+    )
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _write_tensors(tensors: dict[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    save_file(tensors, str(file), metadata={"format": "pt", **metadata})
+    _sync(file)
+
+
+def _write_json(content: Mapping[str, Any], file: Path) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+    _sync(file)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_error(target: Path, error: Exception) -> Exception:
+    # safetensors reports a full disk as its own error with the number in the text.
+    if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
+        return HostError("E_DISK_FULL", f"no space left to write {target}", "free some space or choose another folder")
+    return WeightsError("E_WEIGHTS_WRITE", f"cannot write {target}: {str(error).splitlines()[0][:160]}")
