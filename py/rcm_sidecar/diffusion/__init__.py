@@ -1,0 +1,1 @@
+"""Diffusion: coordinates, time distributions, guidance and samplers. No training, no network code."""

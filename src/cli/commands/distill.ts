@@ -1,0 +1,55 @@
+import type { Argv } from 'yargs';
+import type { Command, Options } from '../command.ts';
+import { followRun } from '../follow-run.ts';
+import { withBridge } from '../open-bridge.ts';
+import { consentOptions, duration, pairs, pythonOption, runsDirOption, setOption, text, wholeNumber } from '../options.ts';
+import type { Output } from '../output.ts';
+
+const graceDefaultMs = 30_000;
+
+export const distill: Command = {
+  command: 'distill [config]',
+  describe: 'Distil a teacher into a student that samples in 1 to 4 steps',
+  options: yargs => startOptions(yargs),
+  run: (options, output) => start('distill', options, output),
+};
+
+/** Options of the commands that start a run. */
+export const startOptions = (yargs: Argv): Argv =>
+  consentOptions(pythonOption(runsDirOption(setOption(yargs))))
+    .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
+    .option('steps', { type: 'string', requiresArg: true, describe: 'Total training steps (schedule.steps)' })
+    .option('run-dir', { type: 'string', requiresArg: true, describe: 'Folder of this run, instead of one below --runs-dir' })
+    .option('if-exists', {
+      choices: ['error', 'resume'] as const,
+      default: 'error',
+      describe: 'What to do when --run-dir holds a run',
+    })
+    .option('name', { type: 'string', requiresArg: true, describe: 'Name in the run id and in reports' })
+    .option('smoke', { type: 'boolean', describe: 'Two steps of each phase, a checkpoint, a sample and an evaluation' })
+    .option('dry-run', { type: 'boolean', describe: 'Check everything and print the plan, start nothing' })
+    .option('grace', { type: 'string', requiresArg: true, describe: 'Time to stop in after the first Ctrl-C (default 30s)' });
+
+export async function start(kind: 'distill' | 'pretrain', options: Options, output: Output): Promise<number> {
+  const config = text(options, 'config') ?? 'digits-rcm';
+  const steps = wholeNumber(options, 'steps', 1);
+  const name = text(options, 'name');
+  const runDir = text(options, 'run-dir');
+  const graceMs = duration(options, 'grace', graceDefaultMs);
+  const runOptions = {
+    set: pairs(options),
+    smoke: options.smoke === true,
+    ifExists: (text(options, 'if-exists') ?? 'error') as 'error' | 'resume',
+    ...(steps === undefined ? {} : { steps }),
+    ...(name === undefined ? {} : { name }),
+    ...(runDir === undefined ? {} : { runDir }),
+  };
+  return withBridge(options, output, async bridge => {
+    if (options['dry-run'] === true) {
+      const plan = await bridge.plan(kind, config, runOptions);
+      output.result({ ...plan }, plan.text);
+      return 0;
+    }
+    return followRun(await bridge[kind](config, runOptions), output, graceMs);
+  });
+}

@@ -1,0 +1,25 @@
+import type { Command, CommandGroup } from '../command.ts';
+import { config } from './config.ts';
+import { distill } from './distill.ts';
+import { doctor } from './doctor.ts';
+import { env } from './env.ts';
+import { pretrain } from './pretrain.ts';
+import { repl } from './repl.ts';
+import { report } from './report.ts';
+import { resume } from './resume.ts';
+import { runs } from './runs.ts';
+import { sample } from './sample.ts';
+
+/** What `rcm-bridge --help` lists, in this order. */
+export const commands: readonly (Command | CommandGroup)[] = [
+  distill,
+  pretrain,
+  resume,
+  sample,
+  report,
+  runs,
+  config,
+  doctor,
+  env,
+  repl,
+];

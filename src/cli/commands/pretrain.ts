@@ -1,0 +1,9 @@
+import type { Command } from '../command.ts';
+import { start, startOptions } from './distill.ts';
+
+export const pretrain: Command = {
+  command: 'pretrain [config]',
+  describe: 'Train a small teacher by flow matching',
+  options: startOptions,
+  run: (options, output) => start('pretrain', options, output),
+};

@@ -1,0 +1,59 @@
+import type { RunRecord } from '../../index.ts';
+import type { Command, CommandGroup } from '../command.ts';
+import { withBridge } from '../open-bridge.ts';
+import { runsDirOption, text } from '../options.ts';
+
+const list: Command = {
+  command: 'list',
+  describe: 'List the runs, newest first',
+  options: runsDirOption,
+  run: (options, output) =>
+    withBridge(options, output, async bridge => {
+      const runs = await bridge.runs.list();
+      output.result({ runs }, runs.map(describe).join('\n') || 'No runs yet.');
+      return 0;
+    }),
+};
+
+const runArgument: Command['options'] = yargs =>
+  runsDirOption(yargs).positional('run', { type: 'string', describe: 'An id, the start of one, a path, or "last"' });
+
+const show: Command = {
+  command: 'show <run>',
+  describe: 'Show one run: state, progress, checkpoints, result',
+  options: runArgument,
+  run: (options, output) =>
+    withBridge(options, output, async bridge => {
+      const run = await bridge.runs.open(String(text(options, 'run')));
+      const shown = await run.describe();
+      output.result({ ...shown }, [describe(shown.run), `folder  ${run.dir}`, ...shown.checkpoints.map(c => `checkpoint  ${c}`)].join('\n'));
+      return 0;
+    }),
+};
+
+const cancel: Command = {
+  command: 'cancel <run>',
+  describe: 'Stop a run after a checkpoint',
+  options: yargs =>
+    runArgument(yargs).option('checkpoint', {
+      type: 'boolean',
+      default: true,
+      describe: 'Write a checkpoint first (--no-checkpoint: stop at once)',
+    }),
+  run: (options, output) =>
+    withBridge(options, output, async bridge => {
+      const run = await bridge.runs.open(String(text(options, 'run')));
+      const answer = await run.cancel({ checkpoint: options.checkpoint !== false });
+      output.result({ id: run.id, state: answer.state }, `${run.id} ${answer.state}`);
+      return 0;
+    }),
+};
+
+const describe = (run: RunRecord): string =>
+  `${run.id}  ${run.state}  ${run.progress.step}/${run.progress.steps}${run.error ? `  ${run.error.code}` : ''}`;
+
+export const runs: CommandGroup = {
+  command: 'runs',
+  describe: 'Look at runs and stop them',
+  commands: [list, show, cancel],
+};

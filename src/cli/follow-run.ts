@@ -1,0 +1,60 @@
+import type { RunHandle, RunResult } from '../index.ts';
+import { createProgress } from '../logging/progress.ts';
+import { exitCodes } from './exit-codes.ts';
+import type { Output } from './output.ts';
+
+/**
+ * Follows a run to its end: progress on stderr, events on stdout with --format ndjson, the result at the end.
+ * The first Ctrl-C, SIGTERM or SIGUSR1 writes a checkpoint and stops; a second one ends at once with 130 or 143.
+ */
+export async function followRun(run: RunHandle, output: Output, graceMs: number): Promise<number> {
+  output.say(`Run ${run.id} in ${run.dir}`);
+  const progress = createProgress({ stream: process.stderr, enabled: output.progress && !output.quiet });
+  const stopListening = stopOnSignals(run, output, graceMs);
+  try {
+    for await (const event of run) {
+      progress.show(event);
+      output.line({ ...event });
+    }
+    return report(await run.result(), output);
+  } finally {
+    progress.end();
+    stopListening();
+  }
+}
+
+function report(result: RunResult, output: Output): number {
+  const unmet = result.scorecard?.gates.filter(gate => !gate.met) ?? [];
+  const exitCode =
+    result.state === 'stopped' ? exitCodes.stopped : unmet.length > 0 ? exitCodes.gateNotMet : exitCodes.ok;
+  if (output.format !== 'ndjson') output.result({ ...result, exitCode }, describeResult(result));
+  for (const gate of unmet) output.say(`Gate not met: ${gate.text}`);
+  if (result.state === 'stopped') output.say(`Stopped at step ${result.step}. Go on with: rcm-bridge resume ${result.runId}`);
+  return exitCode;
+}
+
+function describeResult(result: RunResult): string {
+  const lines = [`${result.state} at step ${result.step} after ${Math.round(result.wallSeconds)} s`, `run     ${result.runDir}`];
+  for (const exported of result.exports) lines.push(`export  ${exported.path}`);
+  if (result.report) lines.push(`report  ${result.report}`);
+  return lines.join('\n');
+}
+
+/** Returns a function that puts the default behaviour of the signals back. */
+function stopOnSignals(run: RunHandle, output: Output, graceMs: number): () => void {
+  const endCodes = { SIGINT: exitCodes.sigint, SIGTERM: exitCodes.sigterm, SIGUSR1: exitCodes.sigterm } as const;
+  let asked = false;
+  const onSignal = (signal: NodeJS.Signals): void => {
+    if (asked) {
+      // The sidecar dies with this process, and so do its children.
+      process.exit(endCodes[signal as keyof typeof endCodes]);
+    }
+    asked = true;
+    output.say('Stopping after a checkpoint; once more to end at once.');
+    run.cancel({ checkpoint: true, deadlineMs: graceMs }).catch(() => undefined);
+  };
+  for (const signal of Object.keys(endCodes) as NodeJS.Signals[]) process.on(signal, onSignal);
+  return () => {
+    for (const signal of Object.keys(endCodes)) process.off(signal, onSignal);
+  };
+}
