@@ -35,12 +35,12 @@ def over_batch(coefficient: Tensor, like: Tensor) -> Tensor:
 
 
 def rf_from_trigflow(u: Tensor) -> Tensor:
-    """t = sin u / (cos u + sin u)."""
+    """Time t = sin u / (cos u + sin u)."""
     return torch.sin(u) / (torch.cos(u) + torch.sin(u))
 
 
 def trigflow_from_rf(t: Tensor) -> Tensor:
-    """u = atan2(t, 1 - t); exact at t = 0 and t = 1."""
+    """Time u = atan2(t, 1 - t); exact at t = 0 and t = 1."""
     return torch.atan2(t, 1 - t)
 
 
@@ -50,7 +50,7 @@ def sigma_from_rf(t: Tensor) -> Tensor:
 
 
 def rf_from_sigma(sigma: Tensor) -> Tensor:
-    """t = sigma / (1 + sigma)."""
+    """Time t = sigma / (1 + sigma)."""
     return sigma / (1 + sigma)
 
 
@@ -60,12 +60,12 @@ def sigma_from_trigflow(u: Tensor) -> Tensor:
 
 
 def trigflow_from_sigma(sigma: Tensor) -> Tensor:
-    """u = atan sigma."""
+    """Time u = atan sigma."""
     return torch.atan(sigma)
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
-    """k t / (1 + (k - 1) t): moves rectified-flow times towards noise for k > 1; keeps 0 and 1."""
+    """Map t to k t / (1 + (k - 1) t): moves rectified-flow times towards noise for k > 1; keeps 0 and 1."""
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -148,5 +148,5 @@ def trigflow_velocity(x_u: Tensor, velocity: Tensor, point: TrigPoint) -> Tensor
 
 
 def rectified_velocity(x_u: Tensor, trig_velocity: Tensor, point: TrigPoint) -> Tensor:
-    """v = (c + s) F - (c - s) x_u, inverse of `trigflow_velocity`."""
+    """Velocity v = (c + s) F - (c - s) x_u, inverse of `trigflow_velocity`."""
     return point.total * trig_velocity - (point.cos - point.sin) * x_u

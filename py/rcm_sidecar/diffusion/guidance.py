@@ -58,17 +58,19 @@ def guided_velocity(
     """
     dtype = compute_dtype(x)
     if guidance == 1:
-        return network(x, t, text).to(dtype)
+        velocity: Tensor = network(x, t, text).to(dtype)
+        return velocity
     if negative is None:
         raise MissingNegativeError(guidance)
     if negative.shape[0] == 1 != x.shape[0]:
         negative = negative.expand(x.shape[0], *negative.shape[1:])
     if branches == "batched":
-        both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, negative])).to(dtype)
-        positive_velocity, negative_velocity = both.chunk(2)
+        both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, negative]))
+        positive_velocity, negative_velocity = both.to(dtype).chunk(2)
     elif branches == "sequential":
         positive_velocity = network(x, t, text).to(dtype)
         negative_velocity = network(x, t, negative).to(dtype)
     else:
         raise ValueError(f"branches must be 'sequential' or 'batched', got {branches!r}")
-    return negative_velocity + guidance * (positive_velocity - negative_velocity)
+    guided: Tensor = negative_velocity + guidance * (positive_velocity - negative_velocity)
+    return guided

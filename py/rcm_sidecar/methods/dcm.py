@@ -19,8 +19,15 @@ from rcm_sidecar.diffusion.coordinates import (
     x0_from_velocity,
 )
 from rcm_sidecar.diffusion.guidance import Branches, Network, guided_velocity
-from rcm_sidecar.methods.loss import Loss, count, finite_per_sample, first_index, mean_where, norm_per_sample
-from rcm_sidecar.methods.loss import sum_per_sample
+from rcm_sidecar.methods.loss import (
+    Loss,
+    count,
+    finite_per_sample,
+    first_index,
+    mean_where,
+    norm_per_sample,
+    sum_per_sample,
+)
 
 
 def grid_times(q: Tensor, steps: int, skip: int, shift: float) -> Tensor:

@@ -9,8 +9,15 @@ from torch import Tensor
 
 from rcm_sidecar.diffusion.coordinates import compute_dtype, noisy_state, trig_point, x0_from_velocity
 from rcm_sidecar.diffusion.guidance import Branches, Network, guided_velocity
-from rcm_sidecar.methods.loss import Loss, count, finite_per_sample, first_index, mean_where, norm_per_sample
-from rcm_sidecar.methods.loss import sum_per_sample
+from rcm_sidecar.methods.loss import (
+    Loss,
+    count,
+    finite_per_sample,
+    first_index,
+    mean_where,
+    norm_per_sample,
+    sum_per_sample,
+)
 
 NORMALISER_FLOOR = 1e-5
 """Smallest mean |v_T - (e - G)| the DMD gradient is divided by."""

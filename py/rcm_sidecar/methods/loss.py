@@ -25,22 +25,26 @@ class Loss(NamedTuple):
     scalars: dict[str, Tensor]
 
     def weighted(self, weight: float) -> Loss:
-        """The same loss times `weight`: total, per_sample and the scalars `loss` and `grad_norm`, which are
-        proportional to it. Metrics show these weighted values (rcm-method section 4: an sCM loss sits at 93-98 with
-        weight 100, its `grad_norm` near 200).
+        """The same loss times `weight`: total, per_sample and the scalars proportional to it, `loss` and `grad_norm`.
+
+        Metrics show these weighted values: an sCM loss sits at 93-98 with weight 100 and its `grad_norm` near 200
+        (rcm-method sections 4 and 6).
         """
-        proportional = {name: weight * self.scalars[name] for name in ("loss", "grad_norm") if name in self.scalars}
-        return Loss(weight * self.total, weight * self.per_sample, {**self.scalars, **proportional})
+        scalars = {
+            name: weight * value if name in ("loss", "grad_norm") else value for name, value in self.scalars.items()
+        }
+        return Loss(weight * self.total, weight * self.per_sample, scalars)
 
 
 def sum_per_sample(x: Tensor) -> Tensor:
     """Sum over all but the batch axis: [B, ...] -> [B]."""
-    return x.flatten(1).sum(1)
+    return x.flatten(1).sum(dim=1)
 
 
 def norm_per_sample(x: Tensor) -> Tensor:
     """Euclidean norm over all but the batch axis, in float64 without graph: [B, ...] -> [B]."""
-    return torch.linalg.vector_norm(x.detach().flatten(1).double(), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=torch.float64)
+    return norm
 
 
 def finite_per_sample(x: Tensor) -> Tensor:
