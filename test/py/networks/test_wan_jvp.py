@@ -7,39 +7,15 @@ import dataclasses
 import pytest
 import torch
 from networks import wan_twin
+from networks.small_wan import derivative, relative, small_inputs, small_network
 
 from rcm_sidecar.dual import Dual, ops
 from rcm_sidecar.networks import build
 from rcm_sidecar.networks.text_cache import TextCache
 
-SMALL = dict(dim=24, num_heads=2, num_layers=2, ffn_dim=40, text_dim=10, freq_dim=16, in_dim=3, out_dim=2)
 # v, Jv: rms, then the first four numbers (wan2.1.md section 16.1).
 GOLDEN_VELOCITY = (1.1540197, 1.6265966, -0.35122958, 2.6895487, 0.47119075)
 GOLDEN_DERIVATIVE = (18.315643, 1.3945427, -11.371923, -30.280514, 12.229981)
-
-
-def small_network(dtype=torch.float64, seed=0, **overrides):
-    net = build("wan2.1-tiny", dtype=dtype, **{**SMALL, **overrides})
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in net.parameters():
-        scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale)
-    return net
-
-
-def small_inputs(dtype=torch.float64, batch=2, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    randn = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
-    t = torch.tensor([777.25, 312.6], dtype=dtype)[:batch]
-    return randn(batch, 3, 2, 4, 6), t, randn(batch, 5, 10), randn(batch, 3, 2, 4, 6), 100 * randn(batch)
-
-
-def derivative(net, x, t, text, tx, tt):
-    return net(Dual(x, tx), Dual(t, tt), text)
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.fixture(scope="module")
