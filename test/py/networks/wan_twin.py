@@ -1,4 +1,4 @@
-"""Wan2.1 from its formulas (wan2.1.md section 2), in plain torch, for tests only; and the golden filler of section 16.1.
+"""Wan2.1 from its formulas (wan2.1.md section 2), in plain torch; and the golden filler of section 16.1. For tests.
 
 Shares nothing with rcm_sidecar.networks: a table of weights goes in, so torch.func.jvp and autograd apply directly.
 """
