@@ -153,38 +153,57 @@ def eager_forward(
     mask: Mask,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """`forward_kernel` in plain torch, in at least float32; holds the whole score matrix."""
-    qs, kw, vw = (widen(q) * scale).contiguous(), widen(k).contiguous(), widen(v).contiguous()
-    scores = _masked(qs @ kw.mT, mask)
+    heads = q.shape[:2]
+    q3, k3, v3 = _matrices(q), _matrices(k), _matrices(v)
+    scores = _masked(_scores(q3, k3, scale), mask)
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.softmax(scores, dim=-1)
-    out = (weights @ vw).to(q.dtype)
+    out = torch.bmm(weights, v3)
     tangent = None
     if tq is not None or tk is not None:
-        score_tangent = None if tq is None else (widen(tq) * scale).contiguous() @ kw.mT
+        score_tangent = None if tq is None else _scores(_matrices(tq), k3, scale)
         if tk is not None:
-            from_keys = qs @ widen(tk).contiguous().mT
-            score_tangent = from_keys if score_tangent is None else score_tangent.add_(from_keys)
+            score_tangent = _scores(q3, _matrices(tk), scale, score_tangent)
         # P * (tS - rowsum(P * tS)): softmax has a symmetric Jacobian, so this is its backward kernel.
-        tangent = _aten._softmax_backward_data(score_tangent, weights, -1, weights.dtype) @ vw
+        weight_tangent = _aten._softmax_backward_data(score_tangent, weights, -1, weights.dtype)
+        tangent = torch.bmm(weight_tangent, v3)
     if tv is not None:
-        from_values = weights @ widen(tv).contiguous()
-        tangent = from_values if tangent is None else tangent.add_(from_values)
-    return out, None if tangent is None else tangent.to(q.dtype), lse
+        tv3 = _matrices(tv)
+        tangent = torch.bmm(weights, tv3) if tangent is None else torch.baddbmm(tangent, weights, tv3)
+    narrow = None if tangent is None else tangent.to(q.dtype).unflatten(0, heads)
+    return out.to(q.dtype).unflatten(0, heads), narrow, lse.unflatten(0, heads)
 
 
 def eager_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, mask: Mask
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`backward_kernel` in plain torch, in at least float32; holds the whole score matrix."""
-    qs, kw, vw = (widen(q) * scale).contiguous(), widen(k).contiguous(), widen(v).contiguous()
-    grad = widen(grad).contiguous()
-    weights = _masked(qs @ kw.mT, mask).sub_(lse.unsqueeze(-1)).exp_()
-    grad_v = weights.mT @ grad
-    rows = (grad * widen(out)).sum(dim=-1, keepdim=True)
-    grad_scores = (grad @ vw.mT).sub_(rows).mul_(weights)
-    grad_q = (grad_scores @ kw).mul_(scale)
-    grad_k = grad_scores.mT @ qs
-    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+    heads = q.shape[:2]
+    q3, k3, v3, grad3 = _matrices(q), _matrices(k), _matrices(v), _matrices(grad)
+    weights = _masked(_scores(q3, k3, scale), mask).sub_(lse.flatten(0, 1).unsqueeze(-1)).exp_()
+    grad_v = torch.bmm(weights.mT, grad3)
+    rows = (grad3 * _matrices(out)).sum(dim=-1, keepdim=True)
+    grad_scores = torch.bmm(grad3, v3.mT).sub_(rows).mul_(weights)
+    grad_q = _scaled_bmm(grad_scores, k3, scale)
+    grad_k = _scaled_bmm(grad_scores.mT, q3, scale)
+    return tuple(g.to(q.dtype).unflatten(0, heads) for g in (grad_q, grad_k, grad_v))
+
+
+def _matrices(x: Tensor) -> Tensor:
+    """[B, H, L, d] as contiguous [B H, L, d] in at least float32."""
+    return widen(x).contiguous().flatten(0, 1)
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, plus: Tensor | None = None) -> Tensor:
+    """`scale q k^T (+ plus)` of [N, L, d] matrices."""
+    if plus is None:
+        return _scaled_bmm(q, k.mT, scale)
+    return torch.baddbmm(plus, q, k.mT, alpha=scale)
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`scale a b`, the factor applied inside the product."""
+    return torch.baddbmm(a.new_zeros(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
 def allowed_keys(mask: Mask, queries: int, keys: int, device: torch.device) -> Tensor:
