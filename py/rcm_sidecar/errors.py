@@ -6,6 +6,9 @@ Programming mistakes inside the package stay ordinary `TypeError` and `ValueErro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SidecarError(Exception):
     """Base of all errors with a code.
@@ -14,22 +17,27 @@ class SidecarError(Exception):
         code: Stable name, `E_...`, listed in docs/errors.md.
         message: What is wrong, one or two sentences, without a path of this package.
         hint: What to do about it, or None.
+        details: Further facts for machines, plain JSON values.
     """
 
     code: str
     message: str
     hint: str | None
+    details: Mapping[str, Any]
 
-    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
-        """Store the three parts; `str(error)` is the message alone."""
+    def __init__(
+        self, code: str, message: str, hint: str | None = None, details: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store the parts; `str(error)` is the message alone."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.details = {} if details is None else dict(details)
 
-    def __reduce__(self) -> tuple[type[SidecarError], tuple[str, str, str | None]]:
-        """Copy with all three parts (the default would pass the message only)."""
-        return type(self), (self.code, self.message, self.hint)
+    def __reduce__(self) -> tuple[type[SidecarError], tuple[str, str, str | None, Mapping[str, Any]]]:
+        """Copy with all parts (the default would pass the message only)."""
+        return type(self), (self.code, self.message, self.hint, self.details)
 
 
 class ConfigError(SidecarError):

@@ -18,8 +18,8 @@ from rcm_sidecar.errors import WeightsError
 _INDEX = ".safetensors.index.json"
 _OFFICIAL = "diffusion_pytorch_model"
 _CONTAINERS = ("state_dict", "model", "module")
-# Other networks in a downloaded folder, never the transformer.
-_OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer")
+# Other networks in a downloaded or exported folder, never the transformer.
+_OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer", "conditioner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ def _files_in(folder: Path) -> list[Path]:
     official = sorted(folder.glob(f"{_OFFICIAL}*.safetensors"))
     if official and not indexes:
         return official
+    if (folder / "model.safetensors").is_file() and not indexes:
+        return [folder / "model.safetensors"]
     for pattern in ("*.safetensors", "*.pth", "*.pt"):
         found = [file for file in sorted(folder.glob(pattern)) if not file.name.lower().startswith(_OTHERS)]
         if len(found) == 1 and not indexes:

@@ -221,6 +221,15 @@ def test_a_pipeline_folder_and_an_original_folder_with_other_models(net, other, 
     load_network(small_network(torch.float32, seed=2), folder)
 
 
+def test_a_teacher_folder_with_a_conditioner(net, other, tmp_path):
+    save_network(net, tmp_path / "model.safetensors")
+    save_file({"table": torch.ones(2)}, tmp_path / "conditioner.safetensors")
+    load_network(other, tmp_path)
+    assert_same(net, other)
+    (tmp_path / "model.safetensors").rename(tmp_path / "digits.safetensors")
+    load_network(small_network(torch.float32, seed=2), tmp_path)
+
+
 def test_dtype_on_disk_and_in_memory(net, tmp_path):
     folder = save_network(net, tmp_path / "half", dtype=torch.bfloat16)
     assert {t.dtype for t in load_file(folder / "diffusion_pytorch_model.safetensors").values()} == {torch.bfloat16}
@@ -392,8 +401,9 @@ def test_other_write_errors_are_typed(net, monkeypatch, tmp_path):
 def test_errors_survive_copying():
     import copy
 
-    error = WeightsError("E_X", "message", "hint")
+    error = WeightsError("E_X", "message", "hint", {"step": 3})
     copied = copy.copy(error)
+    assert copied.details == {"step": 3}
     assert (type(copied), copied.code, copied.message, copied.hint, str(copied)) == (
         WeightsError, "E_X", "message", "hint", "message",
     )  # fmt: skip
