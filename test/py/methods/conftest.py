@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from rcm_sidecar.dual import Dual
 from torch import Tensor
+
+from rcm_sidecar.dual import Dual
 
 SHAPE = (2, 1, 2, 3)
 SIZE = 12

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from rcm_sidecar.diffusion.guidance import MissingNegativeError
 from rcm_sidecar.dual import Dual
 from rcm_sidecar.methods.loss import Loss
