@@ -1,0 +1,29 @@
+import { describe, expect, it } from 'vitest';
+import { describeError, usesColour } from '../../../src/cli/output.ts';
+import { RcmBridgeError } from '../../../src/errors/index.ts';
+
+describe('usesColour', () => {
+  it.each([
+    [{}, true, true],
+    [{}, false, false],
+    [{ NO_COLOR: '1' }, true, false],
+    [{ NO_COLOR: '1', FORCE_COLOR: '1' }, true, false],
+    [{ FORCE_COLOR: '1' }, false, true],
+    [{ FORCE_COLOR: '0' }, true, false],
+    [{ CI: 'true' }, true, false],
+  ])('with %j and terminal %s is %s', (env, terminal, colour) => {
+    expect(usesColour(env, terminal)).toBe(colour);
+  });
+});
+
+describe('describeError', () => {
+  it('is one line for what is wrong and one for the fix, however many the message has', () => {
+    const error = new RcmBridgeError('E_USAGE', 'first\n  second', { hint: 'do\nthis' });
+    expect(describeError(error, 0)).toBe('E_USAGE: first second\ndo this');
+  });
+
+  it('never shows a stack line without -v', () => {
+    expect(describeError(new TypeError('broken'), 0)).not.toMatch(/\n\s+at /);
+    expect(describeError(new TypeError('broken'), 1)).toMatch(/\n\s+at /);
+  });
+});
