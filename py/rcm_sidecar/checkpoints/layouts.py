@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.networks import Network
 
 Layout: TypeAlias = Literal["official", "diffusers", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = ("official", "diffusers", "comfyui")
@@ -50,15 +51,15 @@ _WAN_BLOCK = {
 }
 
 
-def diffusers_names(net: nn.Module) -> dict[str, str]:
+def diffusers_names(net: Network) -> dict[str, str]:
     """The diffusers key of every parameter of `net`, by official name."""
-    family = net.spec.family  # type: ignore[union-attr]
+    family = net.spec.family
     if family != "wan2.1":
         raise WeightsError("E_WEIGHTS_LAYOUT", f"no diffusers layout is known for {family}")
     return {name: _wan_diffusers_name(name) for name in official_names(net)}
 
 
-def official_names(net: nn.Module) -> dict[str, nn.Parameter]:
+def official_names(net: Network) -> dict[str, nn.Parameter]:
     """The parameters of `net` by official name, without the names of wrappers around its modules."""
     return {plain_name(name): parameter for name, parameter in net.named_parameters()}
 
@@ -100,7 +101,7 @@ def detect_layout(names: Iterable[str], prefix: str) -> Layout:
     return "comfyui" if COMFYUI_PREFIX in prefix else "official"
 
 
-def official_config(net: nn.Module) -> dict[str, Any]:
+def official_config(net: Network) -> dict[str, Any]:
     """The config.json of the official layout."""
     config = _wan_config(net)
     keys = ("dim", "eps", "ffn_dim", "freq_dim", "in_dim", "num_heads", "num_layers", "out_dim", "text_dim", "text_len")
@@ -112,7 +113,7 @@ def official_config(net: nn.Module) -> dict[str, Any]:
     }
 
 
-def diffusers_config(net: nn.Module) -> dict[str, Any]:
+def diffusers_config(net: Network) -> dict[str, Any]:
     """The config.json of the diffusers layout."""
     config = _wan_config(net)
     return {
@@ -133,9 +134,9 @@ def diffusers_config(net: nn.Module) -> dict[str, Any]:
     }
 
 
-def _wan_config(net: nn.Module) -> Any:
-    if net.spec.family != "wan2.1":  # type: ignore[union-attr]
-        raise WeightsError("E_WEIGHTS_LAYOUT", f"no config file is known for {net.spec.family}")  # type: ignore[union-attr]
+def _wan_config(net: Network) -> Any:
+    if net.spec.family != "wan2.1":
+        raise WeightsError("E_WEIGHTS_LAYOUT", f"no config file is known for {net.spec.family}")
     return net.config
 
 

@@ -22,6 +22,7 @@ from rcm_sidecar.checkpoints.layouts import (
 from rcm_sidecar.checkpoints.mismatch import Mismatch, likely_cause
 from rcm_sidecar.checkpoints.reading import StoredTensor, open_weights
 from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.networks import Network
 
 _NAMED = 5
 
@@ -41,7 +42,7 @@ class LoadedWeights:
     tensors: int
 
 
-def load_network(net: nn.Module, path: str | PathLike[str]) -> LoadedWeights:
+def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
     """Fill the parameters of `net` from a file or folder of any supported layout.
 
     Supported: a .safetensors file, a sharded index, a folder of the original or diffusers layout (also the pipeline
@@ -74,7 +75,7 @@ def load_network(net: nn.Module, path: str | PathLike[str]) -> LoadedWeights:
     return LoadedWeights(layout, prefix, len(found))
 
 
-def _check(net: nn.Module, found: Mapping[str, StoredTensor], path: Path) -> None:
+def _check(net: Network, found: Mapping[str, StoredTensor], path: Path) -> None:
     wanted = {name: tuple(parameter.shape) for name, parameter in official_names(net).items()}
     mismatch = Mismatch(
         missing=[name for name in wanted if name not in found],
@@ -93,7 +94,7 @@ def _check(net: nn.Module, found: Mapping[str, StoredTensor], path: Path) -> Non
     shapes = {name: tensor.shape for name, tensor in found.items()}
     raise WeightsError(
         "E_WEIGHTS_MISMATCH",
-        f"{path} does not fit {net.spec.name}: {mismatch.summary(_NAMED)}",  # type: ignore[union-attr]
+        f"{path} does not fit {net.spec.name}: {mismatch.summary(_NAMED)}",
         likely_cause(net, mismatch, shapes),
     )
 
@@ -106,7 +107,7 @@ def _fits(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return name == "patch_embedding.weight" and shape == flat
 
 
-def _fill(net: nn.Module, name: str, parameter: nn.Parameter, found: Mapping[str, StoredTensor]) -> None:
+def _fill(net: Network, name: str, parameter: nn.Parameter, found: Mapping[str, StoredTensor]) -> None:
     value = found[plain_name(name)].load().reshape(parameter.shape)
     if not parameter.is_meta:
         with torch.no_grad():

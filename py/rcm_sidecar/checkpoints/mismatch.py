@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from rcm_sidecar.networks import Network
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 # A piece of a key name that gives another kind of file away.
@@ -51,7 +51,7 @@ class Mismatch:
         return f"{totals}; first: {'; '.join(named[:count])}"
 
 
-def likely_cause(net: nn.Module, mismatch: Mismatch, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def likely_cause(net: Network, mismatch: Mismatch, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The most probable reason, from names and shapes alone."""
     for sign, cause in _SIGNS:
         if any(sign in name for name in mismatch.unexpected):
@@ -65,7 +65,7 @@ def likely_cause(net: nn.Module, mismatch: Mismatch, shapes: Mapping[str, tuple[
     return "the weights were saved by another version of the network, or carry additions such as adapters"
 
 
-def _other_size(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _other_size(net: Network, shapes: Mapping[str, tuple[int, ...]]) -> str:
     ours = net.get_parameter("patch_embedding.weight").shape[0] if hasattr(net, "patch_embedding") else None
     theirs = shapes.get("patch_embedding.weight", (None,))[0]
     blocks = (_blocks(shapes), _blocks(dict(net.named_parameters())))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcm_sidecar.checkpoints.layouts import (
     COMFYUI_PREFIX,
@@ -26,12 +27,13 @@ from rcm_sidecar.checkpoints.layouts import (
     official_names,
 )
 from rcm_sidecar.errors import HostError, WeightsError
+from rcm_sidecar.networks import Network
 
 _STEM = "diffusion_pytorch_model"
 
 
 def save_network(
-    net: nn.Module,
+    net: Network,
     path: str | PathLike[str],
     layout: Layout = "official",
     *,
@@ -66,10 +68,10 @@ def save_network(
             config = json.dumps(official_config(net)) if layout == "official" else None
             return _save_file(tensors, target, {} if config is None else {"config": config})
         if layout == "comfyui":
-            return _save_file(tensors, target / f"{net.spec.name}.safetensors", {})  # type: ignore[union-attr]
+            return _save_file(tensors, target / f"{net.spec.name}.safetensors", {})
         config_json = official_config(net) if layout == "official" else diffusers_config(net)
         return _save_folder(tensors, target, config_json, max_shard_bytes)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise _write_error(target, error) from error
 
 
@@ -84,7 +86,7 @@ def _check_target(target: Path, layout: Layout) -> None:
         raise WeightsError("E_WEIGHTS_WRITE", f"{target} is a file, not a folder", "give a folder")
 
 
-def _tensors(net: nn.Module, layout: Layout, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _tensors(net: Network, layout: Layout, dtype: torch.dtype | None) -> dict[str, Tensor]:
     names = diffusers_names(net) if layout == "diffusers" else {}
     prefix = COMFYUI_PREFIX if layout == "comfyui" else ""
     result = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ class Family(Protocol):
 
 
 FAMILIES: tuple[Any, ...] = (wan2_1,)
+Network: TypeAlias = wan2_1.Wan21
 
 
 def names() -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def build(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **overrides: Any,
-) -> nn.Module:
+) -> Network:
     """Build a network with fresh weights.
 
     Args:
@@ -46,8 +47,8 @@ def build(
         generator: Source of the initial weights; None means torch's global one. It must live on `device`.
         device: Where the parameters live, default the CPU. "meta" gives shapes without memory or initialisation.
         dtype: Of the parameters, default float32.
-        overrides: Fields of the network's config in snake_case (`dim`, `num_heads`, ...). None removes an override,
-            which leaves the value of the named configuration.
+        overrides: Fields of the network's config in snake_case (`dim`, `num_heads`, ...). None removes an inherited
+            override, also one that another network has and this one does not.
 
     Returns:
         The network; `net.spec` holds its facts, `net.config` its sizes.
@@ -58,14 +59,14 @@ def build(
     family = _family_of(name)
     config = _overridden(name, family.PRESETS[name], overrides)
     with torch.device("meta"):
-        net: nn.Module = family.make(name, config)
+        net: Network = family.make(name, config)
     if dtype is not None:
         net = net.to(dtype)
     target = torch.device("cpu" if device is None else device)
     if target.type == "meta":
         return net
     net = net.to_empty(device=target)
-    net.initialise(generator)  # type: ignore[operator]
+    net.initialise(generator)
     return net
 
 
@@ -80,10 +81,10 @@ def _overridden(name: str, preset: Any, overrides: Mapping[str, Any]) -> Any:
     fields = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
     changes = {}
     for key, value in overrides.items():
-        if key not in fields:
-            raise ConfigError("E_NETWORK_OVERRIDE", f"network {name} has no setting {key!r}", _nearest(key, fields))
         if value is None:
             continue
+        if key not in fields:
+            raise ConfigError("E_NETWORK_OVERRIDE", f"network {name} has no setting {key!r}", _nearest(key, fields))
         changes[key] = _coerced(name, key, value, fields[key])
     return dataclasses.replace(preset, **changes)
 

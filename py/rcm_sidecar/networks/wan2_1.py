@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -267,15 +267,12 @@ class Wan21(nn.Module):
         spec: Facts.
     """
 
-    activation_checkpointing: Checkpointing
-    residual: Residual
-
     def __init__(self, config: WanConfig, spec: NetworkSpec) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
-        self.activation_checkpointing = "none"
-        self.residual = "bf16"
+        self._checkpointing: Checkpointing = "none"
+        self._residual: Residual = "bf16"
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
         self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), Gelu("tanh"), Linear(dim, dim))
@@ -321,9 +318,27 @@ class Wan21(nn.Module):
         value = primal_of(tokens)
         rotary = self._rotary.get(grid, value.dtype, value.device)
         for block in self.blocks:
-            tokens = block(tokens, modulation, states, rotary, kv_cache, self.activation_checkpointing)
+            tokens = block(tokens, modulation, states, rotary, kv_cache, self._checkpointing)
         patches = self.head(tokens, time)
         return ops.linear_map(lambda a: unpatchify(a, grid, self.config.patch_size), patches)
+
+    @property
+    def activation_checkpointing(self) -> Checkpointing:
+        """How blocks keep activations for backward."""
+        return self._checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, value: Checkpointing) -> None:
+        self._checkpointing = _one_of("activation checkpointing", value, get_args(Checkpointing))
+
+    @property
+    def residual(self) -> Residual:
+        """Dtype of the residual stream under half-precision weights."""
+        return self._residual
+
+    @residual.setter
+    def residual(self, value: Residual) -> None:
+        self._residual = _one_of("residual", value, get_args(Residual))
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights (wan2.1.md 2.6): the head is zero, so the output is; norms start as identity."""
@@ -333,7 +348,7 @@ class Wan21(nn.Module):
     def _embed_patches(self, x: DualOrTensor) -> DualOrTensor:
         patches = ops.linear_map(lambda a: patchify(a, self.config.patch_size), x)
         tokens = ops.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
-        return _wide(tokens) if self.residual == "fp32" else tokens
+        return _wide(tokens) if self._residual == "fp32" else tokens
 
     def _grid(self, x: Tensor) -> tuple[int, int, int]:
         kt, kh, kw = self.config.patch_size
@@ -353,6 +368,12 @@ class Wan21(nn.Module):
             raise TypeError(f"t must be float32 or float64, not {time.dtype}")
         if text.dim() != 3 or text.shape[0] != latent.shape[0] or text.shape[2] != self.config.text_dim:
             raise ValueError(f"text must be [{latent.shape[0]}, L, {self.config.text_dim}], not {list(text.shape)}")
+
+
+def _one_of(what: str, value: Any, known: tuple[Any, ...]) -> Any:
+    if value not in known:
+        raise ConfigError("E_CONFIG_VALUE", f"{what} {value!r} is unknown", f"known: {', '.join(known)}")
+    return value
 
 
 def _token_axis(x: DualOrTensor) -> DualOrTensor:

@@ -11,6 +11,7 @@ import subprocess
 import pytest
 import torch
 from networks.small_wan import small_inputs, small_network
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rcm_sidecar.checkpoints import load_network, save, save_network
@@ -371,14 +372,23 @@ def test_bad_save_targets(net, tmp_path):
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_failed_save_leaves_what_was_there(net, other, monkeypatch, tmp_path, single, existing):
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # As safetensors reports it (seen on a full tmpfs).
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["os", "safetensors"],
+)
+def test_a_failed_save_leaves_what_was_there(net, other, monkeypatch, tmp_path, single, existing, failure):
     target = tmp_path / ("w.safetensors" if single else "out")
     if existing:
         save_network(net, target)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
     def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise failure
 
     monkeypatch.setattr(save, "save_file", full)
     with pytest.raises(HostError) as caught:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rcm_sidecar.dual import Dual
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.networks import build, names
 
@@ -87,6 +88,27 @@ def test_bad_names_and_overrides(name, overrides, code, words):
 def test_none_removes_an_override_and_lists_are_tuples():
     net = build("wan2.1-tiny", device="meta", dim=None, ffn_dim=64, patch_size=[1, 4, 4], eps=1)
     assert (net.config.dim, net.config.ffn_dim, net.config.patch_size, net.config.eps) == (256, 64, (1, 4, 4), 1.0)
+    # A setting of another network, inherited and switched off.
+    assert build("wan2.1-tiny", device="meta", adaln_lora_dim=None).config == build("wan2.1-tiny", device="meta").config
+
+
+def test_unknown_modes_are_refused():
+    net = build("wan2.1-tiny", device="meta")
+    for attribute, value in (("activation_checkpointing", "full"), ("residual", "fp8")):
+        with pytest.raises(ConfigError, match=value):
+            setattr(net, attribute, value)
+    net.activation_checkpointing = "asymmetric"
+    assert net.activation_checkpointing == "asymmetric"
+
+
+def test_full_size_shapes_on_meta():
+    net = build("wan2.1-t2v-1.3b", device="meta", dtype=torch.bfloat16)
+    x, t = torch.empty(1, 16, 20, 60, 104, device="meta"), torch.empty(1, device="meta")
+    text = torch.empty(1, 512, 4096, device="meta")
+    with torch.no_grad():
+        out = net(Dual(x, x), Dual(t, t), text)
+    assert out.primal.shape == out.tangent.shape == x.shape
+    assert out.primal.dtype == out.tangent.dtype == torch.float32
 
 
 def test_every_name_builds_on_meta():
