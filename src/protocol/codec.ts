@@ -14,7 +14,8 @@ const packr = new Packr({
   variableMapSize: true,
   encodeUndefinedAsNil: true,
   mapsAsObjects: true,
-  int64AsType: 'auto',
+  // The type declarations lack 'auto', the code has it: a number where exact, else a BigInt.
+  int64AsType: 'auto' as 'number',
 });
 
 /**
@@ -46,19 +47,20 @@ function check(value: unknown, path: string): void {
     case 'undefined':
       return;
     case 'number':
-      return checkNumber(value, path);
+      checkNumber(value, path);
+      return;
     case 'object':
-      return checkObject(value, path);
+      checkObject(value, path);
+      return;
     default:
       throw new CodecError(`${path}: a ${typeof value} cannot cross the border`);
   }
 }
 
 function checkNumber(value: number, path: string): void {
-  // Larger whole numbers are written as floats, which a strict integer field on the other side refuses. Those that a
-  // float field takes are marked by the schema, so the check is the caller's: see `amounts`.
-  if (Number.isInteger(value) && !Number.isSafeInteger(value)) return;
-  if (Number.isInteger(value) && (value < -(2 ** 31) || value >= 2 ** 32))
+  // msgpackr writes larger whole numbers as floats, which a strict integer field on the other side refuses. Beyond 2^53
+  // a number is a float to everybody.
+  if (Number.isSafeInteger(value) && (value < -(2 ** 31) || value >= 2 ** 32))
     throw new CodecError(`${path}: ${value} is outside [-2^31, 2^32) and would not arrive as a whole number`);
 }
 
