@@ -29,12 +29,16 @@ function report(result: RunResult, output: Output): number {
     result.state === 'stopped' ? exitCodes.stopped : unmet.length > 0 ? exitCodes.gateNotMet : exitCodes.ok;
   if (output.format !== 'ndjson') output.result({ ...result, exitCode }, describeResult(result));
   for (const gate of unmet) output.say(`Gate not met: ${gate.text}`);
-  if (result.state === 'stopped') output.say(`Stopped at step ${result.step}. Go on with: rcm-bridge resume ${result.runId}`);
+  if (result.state === 'stopped')
+    output.say(`Stopped at step ${result.step}. Go on with: rcm-bridge resume ${result.runId}`);
   return exitCode;
 }
 
 function describeResult(result: RunResult): string {
-  const lines = [`${result.state} at step ${result.step} after ${Math.round(result.wallSeconds)} s`, `run     ${result.runDir}`];
+  const lines = [
+    `${result.state} at step ${result.step} after ${Math.round(result.wallSeconds)} s`,
+    `run     ${result.runDir}`,
+  ];
   for (const exported of result.exports) lines.push(`export  ${exported.path}`);
   if (result.report) lines.push(`report  ${result.report}`);
   return lines.join('\n');

@@ -24,7 +24,7 @@ export const globalOptions = (yargs: Argv): Argv =>
 
 export function outputOptions(options: Options): OutputOptions {
   return {
-    format: options.json === true ? 'json' : (text(options, 'format') as OutputFormat | undefined) ?? 'text',
+    format: options.json === true ? 'json' : ((text(options, 'format') as OutputFormat | undefined) ?? 'text'),
     quiet: options.quiet === true,
     verbosity: Number(options.verbose ?? 0),
     progress: options.progress !== false,
@@ -64,9 +64,13 @@ export function wholeNumber(options: Options, name: string, least: number): numb
   if (value === undefined) return undefined;
   const number = Number(value);
   if (Number.isSafeInteger(number) && number >= least && String(value).trim() !== '') return number;
-  throw new RcmBridgeError('E_USAGE', `--${name} takes a whole number of at least ${least}, not ${JSON.stringify(value)}.`, {
-    hint: 'See `rcm-bridge --help`.',
-  });
+  throw new RcmBridgeError(
+    'E_USAGE',
+    `--${name} takes a whole number of at least ${least}, not ${JSON.stringify(value)}.`,
+    {
+      hint: 'See `rcm-bridge --help`.',
+    },
+  );
 }
 
 export const pairs = (options: Options): readonly string[] => (options.set as readonly string[] | undefined) ?? [];

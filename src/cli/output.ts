@@ -46,7 +46,10 @@ export function createOutput(options: OutputOptions): Output {
 export function describeError(error: unknown, verbosity: number): string {
   const lines = isRcmBridgeError(error)
     ? [`${error.code}: ${oneLine(error.message)}`, ...(error.hint ? [oneLine(error.hint)] : [])]
-    : [`E_INTERNAL: ${oneLine(error instanceof Error ? error.message : String(error))}`, 'Run again with -v and report it.'];
+    : [
+        `E_INTERNAL: ${oneLine(error instanceof Error ? error.message : String(error))}`,
+        'Run again with -v and report it.',
+      ];
   if (verbosity > 0 && error instanceof Error && error.stack) lines.push(error.stack);
   return lines.join('\n');
 }

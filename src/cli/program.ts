@@ -55,4 +55,3 @@ function add(parser: Argv, entry: Command | CommandGroup, end: (exitCode: number
     end(await entry.run(options, createOutput(outputOptions(options))));
   });
 }
-

@@ -25,8 +25,15 @@ export function explainUsage(
   const given = argv.find(word => word.replace(/^-+/, '').split('=')[0] === unknown) ?? unknown;
   const isFlag = given.startsWith('-');
   const close = nearest(unknown, isFlag ? known.flags : known.words);
-  const what = isFlag ? `unknown option ${given.split('=')[0]}` : known.words.length > 0 ? `unknown command "${unknown}"` : `unexpected word "${unknown}"`;
-  return usage(`${what} for \`${prefix}\`.`, close ? `Did you mean ${isFlag ? '--' : ''}${close}?` : `See \`${prefix} --help\`.`);
+  const what = isFlag
+    ? `unknown option ${given.split('=')[0]}`
+    : known.words.length > 0
+      ? `unknown command "${unknown}"`
+      : `unexpected word "${unknown}"`;
+  return usage(
+    `${what} for \`${prefix}\`.`,
+    close ? `Did you mean ${isFlag ? '--' : ''}${close}?` : `See \`${prefix} --help\`.`,
+  );
 }
 
 const usage = (message: string, hint: string): RcmBridgeError => new RcmBridgeError('E_USAGE', message, { hint });

@@ -25,7 +25,8 @@ async function serve(send: (reply: HostReply) => void): Promise<void> {
   process.on('message', (message: HostRequest) => {
     objects.handle(message.request).then(
       text => send({ id: message.id, text: String(text) }),
-      (error: unknown) => send({ id: message.id, failed: error instanceof Error ? (error.stack ?? '') : String(error) }),
+      (error: unknown) =>
+        send({ id: message.id, failed: error instanceof Error ? (error.stack ?? '') : String(error) }),
     );
   });
   process.on('disconnect', end);

@@ -19,7 +19,13 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { join } from 'node:path';
 import { PythonError, RcmBridgeError } from '../errors/index.ts';
 import { packageRoot } from '../package-root.ts';
-import { decodeValue, encodeValue, type HostReply, type PythonFrame, type PythonValue } from './interactive-messages.ts';
+import {
+  decodeValue,
+  encodeValue,
+  type HostReply,
+  type PythonFrame,
+  type PythonValue,
+} from './interactive-messages.ts';
 
 export type { PythonFrame, PythonValue } from './interactive-messages.ts';
 
@@ -63,7 +69,9 @@ const hostEnvironment = (executable: string): NodeJS.ProcessEnv => ({
   PYTHON_BIN: executable,
   // Our own time limits hold; pythonia's would turn a long call into a wrong error.
   REQ_TIMEOUT: '0',
-  PYTHONPATH: [join(packageRoot(), 'py'), join(packageRoot(), 'kernels')].join(process.platform === 'win32' ? ';' : ':'),
+  PYTHONPATH: [join(packageRoot(), 'py'), join(packageRoot(), 'kernels')].join(
+    process.platform === 'win32' ? ';' : ':',
+  ),
   PYTHONNOUSERSITE: '1',
   PYTHONDONTWRITEBYTECODE: '1',
 });
@@ -116,7 +124,7 @@ function openChannel(child: ChildProcess): Channel {
   });
   const exited = new Promise<void>(resolve => {
     const end = (what: string) => {
-      ended ??= exitError(`${what}\n${stderrTail}`.trim());
+      ended ??= exitError([what, reasonIn(stderrTail)].filter(Boolean).join(' '));
       for (const asked of waiting.values()) asked.reject(ended);
       waiting.clear();
       resolve();
@@ -161,6 +169,9 @@ function openChannel(child: ChildProcess): Channel {
     },
   };
 }
+
+/** The line of Node's or Python's last words that names the error. */
+const reasonIn = (text: string): string => /^\S*Error\b.*$/m.exec(text)?.[0] ?? '';
 
 const exitError = (message: string): RcmBridgeError =>
   new RcmBridgeError('E_INTERACTIVE_EXIT', message || 'The Python host ended.', {

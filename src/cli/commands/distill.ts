@@ -2,7 +2,16 @@ import type { Argv } from 'yargs';
 import type { Command, Options } from '../command.ts';
 import { followRun } from '../follow-run.ts';
 import { withBridge } from '../open-bridge.ts';
-import { consentOptions, duration, pairs, pythonOption, runsDirOption, setOption, text, wholeNumber } from '../options.ts';
+import {
+  consentOptions,
+  duration,
+  pairs,
+  pythonOption,
+  runsDirOption,
+  setOption,
+  text,
+  wholeNumber,
+} from '../options.ts';
 import type { Output } from '../output.ts';
 
 const graceDefaultMs = 30_000;
@@ -19,7 +28,11 @@ export const startOptions = (yargs: Argv): Argv =>
   consentOptions(pythonOption(runsDirOption(setOption(yargs))))
     .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
     .option('steps', { type: 'string', requiresArg: true, describe: 'Total training steps (schedule.steps)' })
-    .option('run-dir', { type: 'string', requiresArg: true, describe: 'Folder of this run, instead of one below --runs-dir' })
+    .option('run-dir', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Folder of this run, instead of one below --runs-dir',
+    })
     .option('if-exists', {
       choices: ['error', 'resume'] as const,
       default: 'error',
@@ -28,7 +41,11 @@ export const startOptions = (yargs: Argv): Argv =>
     .option('name', { type: 'string', requiresArg: true, describe: 'Name in the run id and in reports' })
     .option('smoke', { type: 'boolean', describe: 'Two steps of each phase, a checkpoint, a sample and an evaluation' })
     .option('dry-run', { type: 'boolean', describe: 'Check everything and print the plan, start nothing' })
-    .option('grace', { type: 'string', requiresArg: true, describe: 'Time to stop in after the first Ctrl-C (default 30s)' });
+    .option('grace', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Time to stop in after the first Ctrl-C (default 30s)',
+    });
 
 export async function start(kind: 'distill' | 'pretrain', options: Options, output: Output): Promise<number> {
   const config = text(options, 'config') ?? 'digits-rcm';

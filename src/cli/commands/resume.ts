@@ -10,7 +10,11 @@ export const resume: Command = {
     consentOptions(pythonOption(runsDirOption(yargs)))
       .positional('run', { type: 'string', describe: 'An id, the start of one, a path, or "last"' })
       .option('allow-drift', { type: 'boolean', describe: 'Go on with another torch version; results will differ' })
-      .option('grace', { type: 'string', requiresArg: true, describe: 'Time to stop in after the first Ctrl-C (default 30s)' }),
+      .option('grace', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Time to stop in after the first Ctrl-C (default 30s)',
+      }),
   run: (options, output) => {
     const graceMs = duration(options, 'grace', 30_000);
     return withBridge(options, output, async bridge => {

@@ -26,7 +26,10 @@ const show: Command = {
     withBridge(options, output, async bridge => {
       const run = await bridge.runs.open(String(text(options, 'run')));
       const shown = await run.describe();
-      output.result({ ...shown }, [describe(shown.run), `folder  ${run.dir}`, ...shown.checkpoints.map(c => `checkpoint  ${c}`)].join('\n'));
+      output.result(
+        { ...shown },
+        [describe(shown.run), `folder  ${run.dir}`, ...shown.checkpoints.map(c => `checkpoint  ${c}`)].join('\n'),
+      );
       return 0;
     }),
 };

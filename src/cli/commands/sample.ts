@@ -8,8 +8,15 @@ export const sample: Command = {
   describe: 'Draw samples from a run, an export folder or a teacher folder',
   options: yargs =>
     consentOptions(pythonOption(runsDirOption(yargs)))
-      .positional('weights', { type: 'string', describe: 'A run, an export folder, or a weights file beside a sampler.json' })
-      .option('steps', { type: 'string', requiresArg: true, describe: 'Sampler steps: 1, 2 or 4 (default 4; a teacher: its own)' })
+      .positional('weights', {
+        type: 'string',
+        describe: 'A run, an export folder, or a weights file beside a sampler.json',
+      })
+      .option('steps', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Sampler steps: 1, 2 or 4 (default 4; a teacher: its own)',
+      })
       .option('num', { type: 'string', requiresArg: true, describe: 'How many samples (default 10)' })
       .option('seed', { type: 'string', requiresArg: true, describe: 'Seed of the noise (default 0)' })
       .option('label', { type: 'string', requiresArg: true, describe: 'Class label; without it the labels take turns' })

@@ -38,7 +38,9 @@ describe('explainUsage', () => {
   });
 
   it('points to the help when nothing is near', () => {
-    expect(explain('Unknown argument: zzz', 'distill', '--zzz')).toMatchObject({ hint: 'See `rcm-bridge distill --help`.' });
+    expect(explain('Unknown argument: zzz', 'distill', '--zzz')).toMatchObject({
+      hint: 'See `rcm-bridge distill --help`.',
+    });
   });
 
   it('leaves errors that are not about usage alone', () => {
