@@ -1,0 +1,16 @@
+import { z } from 'zod';
+import { count, key } from './key.ts';
+
+export const logging = z.strictObject({
+  everySteps: key(count.default(10), 'Steps between metric lines of a phase', 'mayChange'),
+  sinks: key(
+    z.array(z.enum(['csv', 'tensorboard', 'wandb', 'mlflow', 'prometheus'])).default(['csv']),
+    'Where metrics go besides metrics.ndjson',
+    'mayChange',
+  ),
+  level: key(
+    z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
+    'Least level that is logged',
+    'mayChange',
+  ),
+});
