@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -177,3 +178,13 @@ def test_any_size_runs(heads, head_dim, layers, patch, grid, rows):
     frames, height, width = (n * p for n, p in zip(grid, patch, strict=True))
     out = net(torch.randn(2, 2, frames, height, width), torch.tensor([3.0, 990.0]), torch.randn(2, rows, 4))
     assert out.shape == (2, 3, frames, height, width)
+
+
+def test_a_copy_is_independent():
+    net = build("wan2.1-tiny", **DIGITS)
+    net.activation_checkpointing = "asymmetric"
+    copied = copy.deepcopy(net)
+    assert (copied.spec, copied.config, copied.activation_checkpointing) == (net.spec, net.config, "asymmetric")
+    with torch.no_grad():
+        copied.head.head.weight.fill_(1)
+    assert net.head.head.weight.abs().max() == 0
