@@ -1,0 +1,67 @@
+import type { ChildProcess } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { quickRun, runCli, temporaryFolder } from '../cli.ts';
+import { childrenOf } from '../processes.ts';
+import { finalWeights, metricsByStep, onlyRun, readJson } from '../run-files.ts';
+
+const steps = 14;
+const checkpointEvery = ['--set', 'checkpoints.everySteps=4'];
+let folder: Awaited<ReturnType<typeof temporaryFolder>>;
+let reference: string;
+
+beforeAll(async () => {
+  folder = await temporaryFolder();
+  const done = await runCli(['distill', ...quickRun(steps), ...checkpointEvery, '--runs-dir', 'reference'], {
+    cwd: folder.path,
+  });
+  expect(done.code, done.stderr).toBe(0);
+  reference = onlyRun(join(folder.path, 'reference'));
+}, 120_000);
+
+afterAll(() => folder.remove());
+
+describe('a run that was killed', () => {
+  it.each(['sidecar', 'node', 'both'] as const)(
+    'finishes bit for bit as if it had not been: %s',
+    async victim => {
+      const runsDir = join(folder.path, victim);
+      const killed = await runCli(
+        ['distill', ...quickRun(steps), ...checkpointEvery, '--runs-dir', victim, '--format', 'ndjson'],
+        { cwd: folder.path, onSpawn: child => killAtStep(child, victim, 7) },
+      );
+      expect(killed.code).not.toBe(0);
+      const runDir = onlyRun(runsDir);
+      expect(existsSync(join(runDir, 'checkpoints', 'step-00000014'))).toBe(false);
+
+      const resumed = await runCli(['resume', 'last', '--runs-dir', victim], { cwd: folder.path });
+      expect(resumed.code, resumed.stderr).toBe(0);
+      expect(finalWeights(runDir)).toEqual(finalWeights(reference));
+      expect(metricsByStep(runDir)).toEqual(metricsByStep(reference));
+      expect(readJson(join(runDir, 'run.json'))).toMatchObject({ state: 'succeeded', attempt: 2, exitCode: 0 });
+    },
+    90_000,
+  );
+
+  it('says so when it had already reached its total', async () => {
+    const again = await runCli(['resume', 'last', '--runs-dir', 'reference'], { cwd: folder.path });
+    expect(again.code, again.stderr).toBe(0);
+    expect(again.stderr).toMatch(/already/i);
+  });
+});
+
+/** Kills when the stream of events on stdout shows that `step` has been trained. */
+function killAtStep(child: ChildProcess, victim: 'sidecar' | 'node' | 'both', step: number): void {
+  let text = '';
+  let done = false;
+  child.stdout?.on('data', chunk => {
+    text += String(chunk);
+    const lines = text.split('\n').filter(line => line.includes('"type":"metric"'));
+    if (done || !lines.some(line => Number(/"step":(\d+)/.exec(line)?.[1]) >= step)) return;
+    done = true;
+    const sidecars = childrenOf(child.pid ?? 0);
+    if (victim !== 'node') for (const pid of sidecars) process.kill(pid, 'SIGKILL');
+    if (victim !== 'sidecar') child.kill('SIGKILL');
+  });
+}
