@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# What takes long: kills, soak, fifty tries, other Node versions, the managed environment, the packed package, a browser.
+# Installs Debian's Chromium when it is missing and apt is there; the browser test says so when it has none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$(node bin/rcm-bridge.js env path)
+export RCM_TEST_PYTHON="$python" PYTHONPATH=.dev:py:kernels PYTHONDONTWRITEBYTECODE=1
+
+if ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
+  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium
+fi
+
+RCM_TEST_LONG=1 node_modules/.bin/vitest run "$@"
+"$python" -m pytest -c py/pyproject.toml --rootdir . -m long -q --durations 15 test/py
+"$python" -m pytest -c kernels/pyproject.toml --rootdir kernels -m 'long and not gpu' -q --durations 10 kernels/tests
