@@ -27,6 +27,8 @@ def test_grid_is_the_shifted_uniform_grid():
         torch.testing.assert_close(torch.tan(u[k, 1:2]), (shifted / (1 - shifted))[1:2], rtol=1e-12, atol=0)
     assert u[0, 0] == math.pi / 2 and u[2, 2] == 0
     assert (u[1:] < u[:-1]).all()
+    rounded_up = torch.tensor([1 - 1 / 48 + 1e-7])  # a float32 draw may lie above its bound
+    assert grid_times(rounded_up, 48, 1, 5.0)[1] == 0
 
 
 @pytest.mark.parametrize("skip", [1, 3])

@@ -203,10 +203,19 @@ def test_difference_forms_call_the_network_as_promised(toy, batch):
         calls[derivative] = [(call.dual, call.grad) for call in student.calls]
         if derivative == "semiContinuous":
             assert (student.calls[0].t_tangent == 0).all()
+        assert (student.calls[1].t < student.calls[0].t).all()
     assert calls == {
         "semiContinuous": [(True, True), (False, False)],
         "finiteDifference": [(False, True), (False, False)],
     }
+
+
+@pytest.mark.parametrize("derivative", ["semiContinuous", "finiteDifference"])
+def test_difference_looks_forward_where_the_step_would_leave_the_interval(toy, batch, derivative):
+    student, b = toy(1), batch(2)
+    b.u = torch.tensor([1e-3, 1.0], dtype=torch.float64)
+    scm_loss(student, toy(2), b.x0, b.noise, b.u, **b.condition, derivative=derivative, difference_step=1e-2)
+    assert (student.calls[1].t > student.calls[0].t).tolist() == [True, False]
 
 
 class Corrupting:
