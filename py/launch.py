@@ -1,0 +1,20 @@
+"""Start of the sidecar: `<python> -P -u -X faulthandler py/launch.py`, with one line of JSON on stdin.
+
+Nothing is installed: exactly `py/` and `kernels/` of this package are put on the module path. The guard against
+becoming an orphan stands before anything heavy is imported.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "py"), str(ROOT / "kernels")]
+
+from rcm_sidecar import guard  # noqa: E402
+
+if __name__ == "__main__":
+    line = guard.begin()
+
+    from rcm_sidecar import server
+
+    sys.exit(server.main(line))
