@@ -66,12 +66,12 @@ def trigflow_from_sigma(sigma: Tensor) -> Tensor:
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
     """Map t to k t / (1 + (k - 1) t): moves rectified-flow times towards noise for k > 1; keeps 0 and 1."""
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (shift * t + (1 - t))  # this form never exceeds 1
 
 
 def unshift_time(t: Tensor, shift: float) -> Tensor:
     """Inverse of `shift_time`."""
-    return t / (shift - (shift - 1) * t)
+    return t / (t + shift * (1 - t))
 
 
 # States and velocities at given coefficients

@@ -96,9 +96,9 @@ def teacher_grid(
     start = 1.0 if kind == "euler" else UNIPC_START
     if sigma_max is not None:
         first = sigma_max / (1 + sigma_max)
-        start = first / (shift - (shift - 1) * first)
+        start = first / (first + shift * (1 - first))
     base = [start * (steps - index) / steps for index in range(steps + 1)]
-    return [shift * t / (1 + (shift - 1) * t) for t in base]
+    return [shift * t / (shift * t + (1 - t)) for t in base]
 
 
 @torch.no_grad()

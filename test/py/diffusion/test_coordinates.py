@@ -39,7 +39,7 @@ def test_sigma_round_trips_and_the_three_times_agree(t):
     sigma = co.sigma_from_rf(scalar(t))
     close(co.rf_from_sigma(sigma), scalar(t))
     close(co.trigflow_from_sigma(sigma), co.trigflow_from_rf(scalar(t)))
-    close(co.sigma_from_trigflow(co.trigflow_from_sigma(sigma)), sigma, 1e-9)
+    close(co.sigma_from_trigflow(co.trigflow_from_sigma(sigma)), sigma, 1e-8)
 
 
 @given(UNIT, SHIFT)
@@ -48,7 +48,7 @@ def test_shift_round_trip_keeps_the_ends_and_the_order(t, shift):
     assert 0 <= shifted <= 1
     close(co.unshift_time(shifted, shift), scalar(t), 1e-11)
     assert co.shift_time(scalar(0.0), shift) == 0
-    close(co.shift_time(scalar(1.0), shift), scalar(1.0))
+    assert co.shift_time(scalar(1.0), shift) == 1
 
 
 @given(ANGLE, VALUE, VALUE)
