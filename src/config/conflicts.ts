@@ -1,0 +1,129 @@
+import type { RcmConfigOutput } from './blocks/index.ts';
+import type { Path } from './layers.ts';
+
+/** Values that are right by themselves but do not fit each other. */
+export interface Conflict {
+  readonly path: Path;
+  readonly text: string;
+  readonly hint: string;
+}
+
+/** Conflicts between keys, first the cheap ones; empty if there is none. */
+export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
+  ...batchConflicts(config),
+  ...samplerConflicts(config),
+  ...evaluationConflicts(config),
+  ...gateConflicts(config),
+  ...optimizerConflicts(config),
+];
+
+const conflict = (path: string, text: string, hint: string): Conflict => ({
+  path: path.split('.'),
+  text: `${path} ${text}.`,
+  hint,
+});
+
+function batchConflicts({ schedule }: RcmConfigOutput): readonly Conflict[] {
+  const { batchSize, microBatchSize } = schedule;
+  if (microBatchSize === 'auto' || batchSize % microBatchSize === 0) return [];
+  return [
+    conflict(
+      'schedule.microBatchSize',
+      `is ${microBatchSize}, which does not divide schedule.batchSize ${batchSize}`,
+      'Use a divisor, or auto.',
+    ),
+  ];
+}
+
+function samplerConflicts({ student, losses }: RcmConfigOutput): readonly Conflict[] {
+  const first = Math.atan(student.sampler.sigmaMax);
+  const lists = [{ path: 'student.sampler.times', times: student.sampler.times }];
+  const { rolloutSteps, rolloutTimes } = losses.dmd;
+  if (rolloutTimes !== 'random') lists.push({ path: 'losses.dmd.rolloutTimes', times: rolloutTimes });
+  const falling = lists
+    .filter(({ times }) => times.some((time, index) => time >= (times[index - 1] ?? first)))
+    .map(({ path }) =>
+      conflict(path, `must fall, starting below atan(sigmaMax) = ${first.toFixed(4)}`, 'Example: [1.5, 1.4, 1.0]'),
+    );
+  if (rolloutTimes === 'random' || rolloutTimes.length >= rolloutSteps - 1) return falling;
+  return [
+    ...falling,
+    conflict(
+      'losses.dmd.rolloutTimes',
+      `has ${rolloutTimes.length} times, too few for losses.dmd.rolloutSteps ${rolloutSteps}`,
+      `Give ${rolloutSteps - 1} times, or random.`,
+    ),
+  ];
+}
+
+function evaluationConflicts({ evaluation, student }: RcmConfigOutput): readonly Conflict[] {
+  const longest = student.sampler.times.length + 1;
+  const conflicts: Conflict[] = [];
+  if (evaluation.steps.some(steps => steps > longest)) {
+    conflicts.push(
+      conflict(
+        'evaluation.steps',
+        `asks for more steps than student.sampler.times has (${longest})`,
+        'Add times, or take fewer steps.',
+      ),
+    );
+  }
+  if (evaluation.network === 'ema' && student.ema.length === 0) {
+    conflicts.push(
+      conflict('evaluation.network', 'is ema, but student.ema is empty', 'Set evaluation.network to student.'),
+    );
+  }
+  return conflicts;
+}
+
+function gateConflicts({ evaluation }: RcmConfigOutput): readonly Conflict[] {
+  return evaluation.gates.flatMap((gate, index) => {
+    const path = `evaluation.gates.${index}`;
+    if ((gate.atMost === null) === (gate.atLeast === null)) {
+      return [conflict(path, 'needs either atMost or atLeast', 'Example: { metric: recall, steps: 1, atLeast: 0.75 }')];
+    }
+    if (!evaluation.metrics.includes(gate.metric)) {
+      return [
+        conflict(
+          path,
+          `judges ${gate.metric}, which evaluation.metrics does not list`,
+          'Add the metric, or remove the gate.',
+        ),
+      ];
+    }
+    if (!evaluation.steps.includes(gate.steps)) {
+      return [
+        conflict(
+          path,
+          `judges ${gate.steps} steps, which evaluation.steps does not list`,
+          'Add the number, or remove the gate.',
+        ),
+      ];
+    }
+    if (gate.relativeTo === 'teacher' && !evaluation.teacherSteps.includes(gate.steps)) {
+      return [
+        conflict(
+          path,
+          `compares with the teacher at ${gate.steps} steps, which evaluation.teacherSteps does not list`,
+          'Add the number, or remove the gate.',
+        ),
+      ];
+    }
+    return [];
+  });
+}
+
+function optimizerConflicts(config: RcmConfigOutput): readonly Conflict[] {
+  const owners = ['student', 'critic', 'pretrain'] as const;
+  return owners.flatMap(owner => {
+    const { schedule, finalShare } = config[owner].optimizer;
+    if (finalShare === null || schedule === 'cosine') return [];
+    return [
+      conflict(
+        `${owner}.optimizer.finalShare`,
+        `belongs to the cosine schedule, not to ${schedule}`,
+        'Set it to null.',
+      ),
+    ];
+  });
+}
