@@ -1,0 +1,6 @@
+export { installDevTools } from './dev-tools.ts';
+export { describePython, type PythonDescription } from './doctor.ts';
+export { type FindPythonOptions, type PythonEnvironment, resolvePython, searchPython } from './find.ts';
+export { managedHome } from './home.ts';
+export { probePython } from './probe.ts';
+export { type Consent, ensurePython, type SetupOptions, setupManaged } from './provision.ts';
