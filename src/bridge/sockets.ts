@@ -14,7 +14,11 @@ export interface Sockets {
 
 /** Above this ZeroMQ drops the connection: a bound on memory. The protocol's own limit is checked with an error. */
 const maxControlBytes = 64 * 2 ** 20;
-const eventHighWaterMark = 256;
+/**
+ * Messages, not bytes. ZeroMQ reads no further once this many wait, and what it has not read is lost when the sidecar
+ * dies then (measured): so not too small.
+ */
+const eventHighWaterMark = 1000;
 const blobHighWaterMark = 2;
 
 /** Binds ROUTER (control), PULL (events) and PULL (blobs). Loads ZeroMQ on first use. */
