@@ -139,6 +139,11 @@ export const errorCodes = {
     summary: 'Something would have to be downloaded, and `--offline` forbids it.',
     fix: 'Run once without `--offline`, or install what the message names yourself.',
   },
+  E_OWNER_GONE: {
+    exitCode: 4,
+    summary: 'The process that owned the run ended without finishing it.',
+    fix: 'Go on with `rcm-bridge resume <run>`.',
+  },
   E_PROTOCOL: {
     exitCode: 4,
     summary: 'The Python sidecar sent something this version does not understand.',
@@ -188,6 +193,11 @@ export const errorCodes = {
     exitCode: 2,
     summary: 'The run directory is a file, or holds something that is not a run.',
     fix: 'Choose another `--run-dir`.',
+  },
+  E_RUN_ENDED: {
+    exitCode: 2,
+    summary: 'The run is over, so it cannot do what was asked of it.',
+    fix: 'Go on with it by `rcm-bridge resume`, or look at it with `rcm-bridge runs show`.',
   },
   E_RUN_EXISTS: {
     exitCode: 2,

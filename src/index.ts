@@ -1,0 +1,45 @@
+/**
+ * rcm-bridge: distil diffusion models to 1-4 steps. Start with `createBridge()`.
+ * Importing this module starts no process and opens nothing.
+ *
+ * @module
+ */
+export type { RcmConfig, RcmConfigInput } from './config/types.ts';
+export {
+  AbortedError,
+  type ErrorCode,
+  type ExitCode,
+  errorCodes,
+  isRcmBridgeError,
+  PythonError,
+  type PythonFrame,
+  RcmBridgeError,
+  RunFailedError,
+} from './errors/index.ts';
+export type { EvaluatedRow, Evaluation, MetricValue, Sampler } from './evaluation/evaluation.ts';
+export type { Gate, JudgedGate } from './evaluation/gates.ts';
+export type { Scorecard } from './evaluation/scorecard.ts';
+export type { Logger } from './logging/logger.ts';
+export { eventLine } from './logging/ndjson.ts';
+export { type Bridge, createBridge } from './runs/bridge.ts';
+export type { RunPlan } from './runs/dry-run.ts';
+export type { EventsOptions } from './runs/event-stream.ts';
+export type {
+  Activity,
+  AlarmEvent,
+  CheckpointEvent,
+  EndEvent,
+  EvaluationEvent,
+  GapEvent,
+  LogEvent,
+  MetricEvent,
+  ProgressEvent,
+  RunEvent,
+  RunEventOf,
+  RunEventType,
+  SampleEvent,
+  StateEvent,
+} from './runs/events.ts';
+export type { CancelOptions, RunDescription, RunHandle, RunResult, SampleRequest } from './runs/handle.ts';
+export type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './runs/options.ts';
+export type { EndState, RunErrorRecord, RunProgress, RunRecord, RunState } from './runs/record.ts';

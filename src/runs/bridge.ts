@@ -1,0 +1,168 @@
+/**
+ * The API: `createBridge()`. Everything that costs start-up time (schemas, sockets, YAML) is loaded by the method that
+ * needs it, so that importing the package loads and opens nothing.
+ */
+import { resolve } from 'node:path';
+import type { RcmConfigInput } from '../config/types.ts';
+import { AbortedError, throwIfAborted } from '../errors/index.ts';
+import { silentLogger } from '../logging/logger.ts';
+import type { BridgeContext, Interpreter } from './context.ts';
+import type { RunPlan } from './dry-run.ts';
+import type { RunHandle } from './handle.ts';
+import type { Launcher } from './launchers/launcher.ts';
+import { localLauncher } from './launchers/local.ts';
+import type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './options.ts';
+import type { OwnedRun } from './owned-run.ts';
+import type { Job, RunRecord } from './record.ts';
+
+/** Starts, follows and reports runs. Close it, so that the runs it started end with a checkpoint. */
+export interface Bridge extends AsyncDisposable {
+  /**
+   * Distils a teacher. Resolves when the config is valid, the run directory exists and the job has passed its checks.
+   * @param config a preset, a path of a file, or an object; default `digits-rcm`
+   * @throws RcmBridgeError E_CONFIG_*, E_RUNS_DIR, E_RUN_EXISTS, E_PYTHON_*, E_WEIGHTS_*, E_TEACHER_CHECK, E_ABORTED, ...
+   */
+  distill(config?: string | RcmConfigInput, options?: RunOptions): Promise<RunHandle>;
+  /** Trains a small teacher by flow matching; otherwise as `distill`. */
+  pretrain(config?: string | RcmConfigInput, options?: RunOptions): Promise<RunHandle>;
+  /** What `distill` or `pretrain` would do, after all checks that need no sidecar. Creates nothing. */
+  plan(job: Job, config?: string | RcmConfigInput, options?: RunOptions): Promise<RunPlan>;
+  /** Goes on with a run (an id, the start of one, a path, or `last`). A complete one is only opened. */
+  resume(run: string, options?: ResumeOptions): Promise<RunHandle>;
+  /** Draws samples from a run's export, an export folder, a weights file with its sampler.json, or `builtin:NAME`. */
+  sample(source: string, options?: SampleOptions): Promise<SampleResult>;
+  /** Writes the HTML report again (of several runs: into the first one's folder); its absolute path. */
+  report(...runs: readonly string[]): Promise<string>;
+  readonly runs: {
+    /** A run of any process, live or over. */
+    open(run: string): Promise<RunHandle>;
+    /** Newest first. */
+    list(): Promise<readonly RunRecord[]>;
+  };
+  /** Checkpoints and stops the runs this bridge started and waits for their end. */
+  close(): Promise<void>;
+}
+
+/** Parts that tests replace. */
+export interface BridgeParts {
+  readonly launch?: Launcher;
+  readonly findPython?: BridgeContext['findPython'];
+}
+
+const defaultConfig = 'digits-rcm';
+
+/**
+ * @example
+ * ```ts
+ * const bridge = await createBridge({ runsDir: '/data/runs' });
+ * try {
+ *   const run = await bridge.distill('digits-rcm', { set: { 'schedule.steps': 500 } });
+ *   for await (const event of run) if (event.type === 'metric') console.log(event.step, event.values['scm/loss']);
+ *   console.log((await run.result()).state);
+ * } finally {
+ *   await bridge.close();
+ * }
+ * ```
+ * @throws AbortedError
+ */
+export function createBridge(options: BridgeOptions = {}): Promise<Bridge> {
+  return openBridge(options, {});
+}
+
+/** `createBridge` with replaceable parts. */
+export async function openBridge(options: BridgeOptions, parts: BridgeParts): Promise<Bridge> {
+  throwIfAborted(options.signal);
+  const { env = process.env } = options;
+  const cwd = resolve(options.cwd ?? process.cwd());
+  const context: BridgeContext = {
+    cwd,
+    env,
+    runsDir: resolve(cwd, options.runsDir ?? 'runs'),
+    logger: options.logger ?? silentLogger,
+    options,
+    launch: parts.launch ?? localLauncher(),
+    findPython: parts.findPython ?? pythonFinder(options, cwd, env),
+    owned: new Set<OwnedRun>(),
+    notice: text => options.onNotice?.(text),
+  };
+  let closed = false;
+  const start = async (job: Job, config: string | RcmConfigInput, runOptions: RunOptions): Promise<RunHandle> => {
+    refuseClosed(closed);
+    const { startRun } = await import('./start-run.ts');
+    return startRun(context, job, config, runOptions);
+  };
+  const open = async (name: string): Promise<RunHandle> => {
+    const [{ findRun }, { openRemoteRun }] = await Promise.all([import('./store.ts'), import('./remote-run.ts')]);
+    const { dir } = findRun(context.runsDir, name, cwd);
+    const own = [...context.owned].find(({ handle }) => handle.dir === dir);
+    return own?.handle ?? openRemoteRun(dir, { signal: options.signal });
+  };
+  const close = async (): Promise<void> => {
+    closed = true;
+    const running = [...context.owned];
+    await Promise.all(running.map(({ handle, over }) => Promise.all([handle.cancel(), over])));
+  };
+  return {
+    distill: (config = defaultConfig, runOptions = {}) => start('distill', config, runOptions),
+    pretrain: (config = defaultConfig, runOptions = {}) => start('pretrain', config, runOptions),
+    plan: async (job, config = defaultConfig, runOptions = {}) => {
+      const [{ prepareRun }, { describePlan }] = await Promise.all([import('./start-run.ts'), import('./dry-run.ts')]);
+      return describePlan(context, await prepareRun(context, job, config, runOptions));
+    },
+    resume: async (name, resumeOptions = {}) => {
+      refuseClosed(closed);
+      const { resumeRun } = await import('./resume-run.ts');
+      return resumeRun(context, name, resumeOptions);
+    },
+    sample: async (source, sampleOptions = {}) => {
+      refuseClosed(closed);
+      const { drawSamples } = await import('./sample-job.ts');
+      return drawSamples(context, source, sampleOptions);
+    },
+    report: async (...names) => {
+      const [{ findRun }, { writeReport }] = await Promise.all([import('./store.ts'), import('../report/html.ts')]);
+      return writeReport(names.map(name => findRun(context.runsDir, name, cwd).dir));
+    },
+    runs: {
+      open,
+      list: async () => {
+        const { listRuns } = await import('./store.ts');
+        return listRuns(context.runsDir).map(({ record }) => record);
+      },
+    },
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+}
+
+function refuseClosed(closed: boolean): void {
+  if (closed) throw new AbortedError(undefined, 'This bridge is closed.');
+}
+
+/** Looks for Python once; a failure is not remembered. */
+function pythonFinder(
+  options: BridgeOptions,
+  cwd: string,
+  env: NodeJS.ProcessEnv,
+): (signal: AbortSignal | undefined) => Promise<Interpreter> {
+  let found: Promise<Interpreter> | undefined;
+  return signal => {
+    found ??= import('../python/provision.ts')
+      .then(({ ensurePython }) =>
+        ensurePython({
+          explicit: options.python,
+          env,
+          cwd,
+          consent: options.allowInstall ?? false,
+          offline: options.offline,
+          onProgress: options.onNotice,
+          signal,
+        }),
+      )
+      .catch(error => {
+        found = undefined;
+        throw error;
+      });
+    return found;
+  };
+}

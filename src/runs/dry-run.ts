@@ -1,0 +1,54 @@
+/** What a run would do, in words and as data; nothing is started or created. */
+import { join } from 'node:path';
+import { packageRoot } from '../package-root.ts';
+import type { BridgeContext } from './context.ts';
+import type { Job } from './record.ts';
+import type { PreparedRun } from './start-run.ts';
+
+export interface RunPlan {
+  readonly job: Job;
+  readonly name: string;
+  readonly method: string;
+  readonly network: string;
+  readonly steps: number;
+  readonly batchSize: number;
+  readonly device: string;
+  readonly runsDir: string;
+  readonly runDir: string | null;
+  readonly python: { readonly executable: string; readonly version: string };
+  /** Program and arguments of the sidecar. */
+  readonly launchCommand: readonly string[];
+  readonly evaluationRows: number;
+  readonly text: string;
+}
+
+export function describePlan(context: BridgeContext, prepared: PreparedRun): RunPlan {
+  const { job, resolved, steps, plan } = prepared;
+  const { config } = resolved;
+  const { executable, version } = prepared.python;
+  const facts = {
+    job,
+    name: config.name,
+    method: job === 'pretrain' ? 'flow matching' : config.method,
+    network: config.model.name,
+    steps,
+    batchSize: job === 'pretrain' ? config.pretrain.batchSize : config.schedule.batchSize,
+    device: config.compute.device,
+    runsDir: context.runsDir,
+    runDir: prepared.runDir ?? null,
+    python: { executable, version },
+    launchCommand: [executable, '-P', join(packageRoot(), 'py', 'launch.py')],
+    evaluationRows: plan.rows.length,
+  };
+  return { ...facts, text: planText(facts, plan.samples) };
+}
+
+function planText(plan: Omit<RunPlan, 'text'>, samples: number): string {
+  return [
+    `${plan.job === 'pretrain' ? 'Pretrain' : 'Distil'} ${plan.network} by ${plan.method}: ${plan.steps} steps of ${plan.batchSize} samples on ${plan.device}`,
+    `run       ${plan.runDir ?? `a new folder in ${plan.runsDir}`}`,
+    `evaluate  ${plan.evaluationRows} rows of up to ${samples} samples`,
+    `python    ${plan.python.executable} (${plan.python.version})`,
+    `launch    ${plan.launchCommand.join(' ')}`,
+  ].join('\n');
+}

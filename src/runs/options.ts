@@ -1,0 +1,80 @@
+/** What callers may ask of the API. */
+import type { Logger } from '../logging/logger.ts';
+import type { RunHandle } from './handle.ts';
+
+export interface BridgeOptions {
+  /** Folder of the runs. Default `runs` in `cwd`. */
+  readonly runsDir?: string;
+  /** An interpreter, or `auto` (default): the first that has what the sidecar needs. */
+  readonly python?: string;
+  /** Silent by default; pino's loggers fit. */
+  readonly logger?: Logger;
+  /** Stops all runs this bridge started and ends its waiting. */
+  readonly signal?: AbortSignal;
+  /** Relative paths are relative to this folder. Default: the working directory. */
+  readonly cwd?: string;
+  /** Default: `process.env`. */
+  readonly env?: NodeJS.ProcessEnv;
+  /** May a Python environment be made when none will do? A function is asked with size and place. Default: no. */
+  readonly allowInstall?: boolean | ((question: string) => Promise<boolean>);
+  /** May model files be fetched? Nothing does so yet. Default: no. */
+  readonly allowDownload?: boolean;
+  /** Install and download nothing, whatever else is allowed. */
+  readonly offline?: boolean;
+  /** Sentences for people, such as what is being installed. */
+  readonly onNotice?: (notice: string) => void;
+}
+
+export interface RunOptions {
+  /** Config keys: `['schedule.steps=500']`, values read as YAML, or `{ 'schedule.steps': 500 }`. */
+  readonly set?: readonly string[] | Readonly<Record<string, unknown>>;
+  /** Total training steps, like `schedule.steps`. */
+  readonly steps?: number;
+  /** Name in the run id and in reports, like `name`. */
+  readonly name?: string;
+  /** Folder of this run, instead of one below `runsDir`. */
+  readonly runDir?: string;
+  /** When `runDir` holds a run: refuse (default) or go on with it. */
+  readonly ifExists?: 'error' | 'resume';
+  /** Two steps of each phase, a checkpoint, a sample and an evaluation of 8 samples; gates are not judged. */
+  readonly smoke?: boolean;
+  /** Aborting stops the run after a checkpoint; `result()` then rejects with E_ABORTED. */
+  readonly signal?: AbortSignal;
+  /** Called as soon as the run directory exists, before the job has passed its checks, e.g. to stop it on Ctrl-C. */
+  readonly onCreated?: (run: RunHandle) => void;
+}
+
+export interface ResumeOptions {
+  /** Go on with another torch version; the result will differ from an uninterrupted run. */
+  readonly allowDrift?: boolean;
+  /** The checkpoint to go on from. Default: the newest that is whole. */
+  readonly fromStep?: number;
+  readonly signal?: AbortSignal;
+  readonly onCreated?: (run: RunHandle) => void;
+}
+
+export interface SampleOptions {
+  /** Sampler steps. Default: 4 for a student, the sampler's own for a teacher. */
+  readonly steps?: number;
+  /** Default 10. */
+  readonly num?: number;
+  /** Default 0. */
+  readonly seed?: number;
+  /** Class; without it the classes take turns. */
+  readonly label?: number;
+  /** For networks with a text encoder. */
+  readonly prompt?: string;
+  /** The teacher of a run instead of its student. */
+  readonly teacher?: boolean;
+  /** Folder of the samples. Default `samples` in `cwd`. */
+  readonly out?: string;
+  readonly signal?: AbortSignal;
+}
+
+export interface SampleResult {
+  /** Absolute paths of the images. */
+  readonly files: readonly string[];
+  readonly out: string;
+  readonly steps: number;
+  readonly seed: number;
+}

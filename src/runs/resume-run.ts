@@ -1,0 +1,171 @@
+/** `resume`: goes on with a run from its newest whole checkpoint, as a new attempt. */
+import fs from 'node:fs';
+import { join } from 'node:path';
+import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
+import { distillationPlan, pretrainingPlan, smokePlan } from '../evaluation/plan.ts';
+import { csvName } from '../logging/csv-sink.ts';
+import { type Checkpoint, findCheckpoint } from './checkpoints.ts';
+import { readStoredConfig } from './config-file.ts';
+import { anySignal, type BridgeContext, cacheDir, type Interpreter } from './context.ts';
+import { environmentName } from './environment.ts';
+import { writeFileAtomic } from './files.ts';
+import type { RunHandle } from './handle.ts';
+import { clearInbox } from './inbox.ts';
+import { journalName, metricsName } from './journal.ts';
+import { lockHolder, takeLock } from './lock.ts';
+import type { ResumeOptions } from './options.ts';
+import { own } from './own.ts';
+import { isAlive, thisOwner } from './owner.ts';
+import { type RunRecord, readRecord, recordName, writeRecord } from './record.ts';
+import { openRemoteRun } from './remote-run.ts';
+import { findRun } from './store.ts';
+
+/** An owner that has just ended its run needs a moment to let go of it. */
+const lockPatienceMs = 5_000;
+
+/**
+ * Goes on with a run. One that has reached its total is only opened: nothing is left to do.
+ * @throws E_RUN_NOT_FOUND, E_RUN_BUSY, E_CHECKPOINT_MISSING, E_CHECKPOINT_CORRUPT, E_TORCH_DRIFT, E_PYTHON_*
+ */
+export async function resumeRun(context: BridgeContext, name: string, options: ResumeOptions): Promise<RunHandle> {
+  const signal = anySignal(context.options.signal, options.signal);
+  throwIfAborted(signal);
+  const { dir: runDir, record: seen } = findRun(context.runsDir, name, context.cwd);
+  if (seen.state === 'succeeded') {
+    context.notice(
+      `Run ${seen.id} has already reached its total of ${seen.progress.steps} steps; nothing is left to do.`,
+    );
+    return openRemoteRun(runDir, { signal, wasComplete: true });
+  }
+  refuseLiving(runDir, seen);
+  const config = readStoredConfig(runDir);
+  const checkpoint = await checkpointFor(context, runDir, seen, options);
+  const python = await context.findPython(signal);
+  if (checkpoint && !options.allowDrift) refuseDrift(checkpoint, python);
+  throwIfAborted(signal);
+
+  const lock = await takeLock(runDir, lockPatienceMs);
+  const restore = remember(runDir);
+  const latest = readRecord(runDir) ?? seen;
+  const record = nextAttempt(latest, checkpoint);
+  try {
+    clearInbox(runDir);
+    writeRecord(runDir, record);
+  } catch (error) {
+    lock.release();
+    throw error;
+  }
+  const whole = record.job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
+  const start = {
+    job: record.job,
+    config: config as unknown as Record<string, unknown>,
+    runId: record.id,
+    runDir,
+    attempt: record.attempt,
+    resumeFrom: checkpoint?.path ?? null,
+    allowDrift: options.allowDrift ?? false,
+    cacheDir: cacheDir(context.env),
+    plan: record.smoke ? smokePlan(whole) : whole,
+    smoke: record.smoke,
+  };
+  const refused = async (error: RcmBridgeError): Promise<never> => {
+    restore();
+    throw error;
+  };
+  return own(context, { runDir, record, lock, start, config, python, options, refused });
+}
+
+function refuseLiving(runDir: string, seen: RunRecord): void {
+  const holder = lockHolder(runDir);
+  const isLeaving = seen.state === 'stopped' || seen.state === 'failed';
+  if (isLeaving || !holder || !isAlive(holder, seen.heartbeat)) return;
+  throw new RcmBridgeError(
+    'E_RUN_BUSY',
+    `Run ${seen.id} is ${seen.state}: process ${holder.pid} on ${holder.host} owns it.`,
+    {
+      hint: `Stop it first: rcm-bridge runs cancel ${seen.id}`,
+      details: { runDir, owner: { ...holder } },
+    },
+  );
+}
+
+/** A run that ended before its first checkpoint starts from the beginning, in the same folder. */
+async function checkpointFor(
+  context: BridgeContext,
+  runDir: string,
+  seen: RunRecord,
+  { fromStep }: ResumeOptions,
+): Promise<Checkpoint | undefined> {
+  try {
+    const found = await findCheckpoint(runDir, fromStep);
+    const skipped = fromStep === undefined && found.step < seen.progress.step;
+    if (skipped)
+      context.logger.info(
+        { step: found.step, reached: seen.progress.step },
+        'going back to the newest whole checkpoint',
+      );
+    return found;
+  } catch (error) {
+    if (fromStep !== undefined || (error as RcmBridgeError).code !== 'E_CHECKPOINT_MISSING') throw error;
+    context.notice(`Run ${seen.id} has no checkpoint yet: it starts again at step 0.`);
+    return undefined;
+  }
+}
+
+/** Another torch computes other bits. The sidecar compares builds too (2.11.0+cpu); the probe may not know them. */
+function refuseDrift({ manifest }: Checkpoint, python: Interpreter): void {
+  const now = python.packages.torch;
+  if (typeof manifest.torch !== 'string' || typeof now !== 'string' || release(manifest.torch) === release(now)) return;
+  throw new RcmBridgeError(
+    'E_TORCH_DRIFT',
+    `The checkpoint was made with torch ${manifest.torch}; this Python has ${now}.`,
+    {
+      hint: 'Resume with the first one, or add --allow-drift: the result will differ a little.',
+      details: { checkpoint: manifest.torch, found: now },
+    },
+  );
+}
+
+const release = (version: string): string | undefined => version.split('+')[0];
+
+function nextAttempt(last: RunRecord, checkpoint: Checkpoint | undefined): RunRecord {
+  const now = new Date().toISOString();
+  const step = checkpoint?.step ?? 0;
+  const back = step < last.progress.step || checkpoint === undefined;
+  return {
+    ...last,
+    state: 'starting',
+    attempt: last.attempt + 1,
+    owner: thisOwner(),
+    heartbeat: now,
+    times: { ...last.times, started: now, ended: null },
+    // The sidecar reports the true counters of the checkpoint with its first progress.
+    progress: back ? { ...last.progress, step, studentUpdates: 0, criticUpdates: 0 } : last.progress,
+    exitCode: null,
+    error: null,
+  };
+}
+
+/** Returns a function that puts the files of a run back: a refused resume leaves the run as it was. */
+function remember(runDir: string): () => void {
+  const whole = [recordName, environmentName].map(name => ({
+    path: join(runDir, name),
+    content: contentOf(join(runDir, name)),
+  }));
+  const growing = [journalName, metricsName, csvName].map(name => {
+    const path = join(runDir, name);
+    return { path, size: fs.statSync(path, { throwIfNoEntry: false })?.size };
+  });
+  return () => {
+    for (const { path, content } of whole) if (content) writeFileAtomic(path, content);
+    for (const { path, size } of growing) if (size !== undefined) fs.truncateSync(path, size);
+  };
+}
+
+function contentOf(path: string): Buffer | undefined {
+  try {
+    return fs.readFileSync(path);
+  } catch {
+    return undefined;
+  }
+}

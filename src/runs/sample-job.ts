@@ -1,0 +1,157 @@
+/** `sample`: draws from a finished run, an export, a teacher or a weights file; touches no run directory. */
+import fs from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
+import { sidecarExitError } from '../bridge/sidecar.ts';
+import { AbortedError, PythonError, RcmBridgeError, throwIfAborted } from '../errors/index.ts';
+import { packageRoot } from '../package-root.ts';
+import type { EventBody, RunStart } from '../protocol/messages.ts';
+import { readStoredConfig } from './config-file.ts';
+import { anySignal, type BridgeContext, sidecarVariables } from './context.ts';
+import { deferred } from './deferred.ts';
+import type { SampleOptions, SampleResult } from './options.ts';
+import { writeSampleGrid } from './sample-files.ts';
+import { findRun } from './store.ts';
+
+const studentSteps = 4;
+const shutdownGraceMs = 2_000;
+const blobPatienceMs = 30_000;
+const exportLayouts = ['official', 'diffusers'];
+
+/** @throws E_RUN_NOT_FOUND, E_WEIGHTS_*, E_PYTHON_*, E_SIDECAR_*, E_ABORTED */
+export async function drawSamples(context: BridgeContext, name: string, options: SampleOptions): Promise<SampleResult> {
+  const signal = anySignal(context.options.signal, options.signal);
+  throwIfAborted(signal);
+  const source = locateSource(context, name, options.teacher ?? false);
+  const out = resolve(context.cwd, options.out ?? 'samples');
+  const python = await context.findPython(signal);
+  const { num = 10, seed = 0, label = null, prompt = null, teacher = false } = options;
+  const steps = options.steps ?? defaultSteps(source);
+  const start: RunStart = {
+    job: 'sample',
+    source,
+    steps,
+    num,
+    seed,
+    label,
+    prompt,
+    teacher,
+    outDir: out,
+    threads: null,
+  };
+  const files = await runSampleJob(context, python.executable, start, signal);
+  return { files, out, steps, seed };
+}
+
+async function runSampleJob(
+  context: BridgeContext,
+  python: string,
+  start: Extract<RunStart, { job: 'sample' }>,
+  signal: AbortSignal | undefined,
+): Promise<readonly string[]> {
+  const ended = deferred<EventBody<'end'>>();
+  const failed = deferred<Error>();
+  const files: string[] = [];
+  const sidecar = await context.launch({
+    python,
+    cwd: context.cwd,
+    env: sidecarVariables(context.env),
+    logger: context.logger,
+    signal: signal ?? new AbortController().signal,
+    onEvent: async event => {
+      if (event.type === 'end') ended.resolve(event.body);
+    },
+    onBlob: async ({ body, tensors }) => {
+      try {
+        if (!tensors.pixels) throw new RcmBridgeError('E_PROTOCOL', 'A sample came without its pixels.');
+        const { shape, bytes } = tensors.pixels;
+        files.push(join(start.outDir, await writeSampleGrid(start.outDir, body, { shape, data: bytes })));
+      } catch (error) {
+        failed.resolve(error as Error);
+      }
+    },
+  });
+  const aborted = deferred<Error>();
+  const onAbort = (): void => aborted.resolve(new AbortedError(signal?.reason));
+  signal?.addEventListener('abort', onAbort, { once: true });
+  try {
+    await sidecar.request('run.start', start);
+    const gone = sidecar.exited.then(sidecarExitError);
+    const end = await Promise.race([ended.promise, failed.promise, aborted.promise, gone]);
+    if (end instanceof Error) throw end;
+    if (end.error) throw new PythonError(end.error);
+    await waitFor(() => files.length >= end.blobs, blobPatienceMs);
+    return files;
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+    await sidecar.stop({ graceMs: shutdownGraceMs }).catch(() => sidecar.kill());
+  }
+}
+
+async function waitFor(test: () => boolean, patienceMs: number): Promise<void> {
+  const deadline = Date.now() + patienceMs;
+  while (!test() && Date.now() < deadline) await new Promise(wake => setTimeout(wake, 20));
+}
+
+/** The folder or file of weights a user means: a path that holds weights, or a run's export or teacher. */
+function locateSource(context: BridgeContext, name: string, teacher: boolean): string {
+  if (name.startsWith('builtin:')) return builtin(name);
+  const path = resolve(context.cwd, name);
+  const isThere = fs.existsSync(path) && !fs.existsSync(join(path, 'run.json'));
+  const looksLikePath = name.includes('/') || name.includes('\\') || /\.(safetensors|pth|pt|bin)$/.test(name);
+  if (isThere && looksLikePath) return checked(path);
+  if (looksLikePath && !fs.existsSync(path)) throw weightsNotFound(path);
+  const run = findRun(context.runsDir, name, context.cwd);
+  if (teacher) {
+    const { weights } = readStoredConfig(run.dir).teacher;
+    return weights.startsWith('builtin:') ? builtin(weights) : checked(weights);
+  }
+  const found = exportLayouts.map(layout => join(run.dir, 'export', layout)).find(folder => fs.existsSync(folder));
+  if (found) return checked(found);
+  throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `Run ${run.record.id} has no export: it is ${run.record.state}.`, {
+    hint:
+      run.record.state === 'stopped' || run.record.state === 'failed'
+        ? `Finish it first: rcm-bridge resume ${run.record.id}`
+        : 'Exports are written when a run ends.',
+  });
+}
+
+/** `builtin:digits-teacher` lies in py/rcm_sidecar/assets/digits/teacher. */
+function builtin(name: string): string {
+  const [set = '', ...rest] = name.slice('builtin:'.length).split('-');
+  const path = join(packageRoot(), 'py', 'rcm_sidecar', 'assets', set, rest.join('-'));
+  if (/^[a-z0-9]+$/.test(set) && /^[a-z0-9-]+$/.test(rest.join('-')) && fs.existsSync(path)) return path;
+  throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There is no ${name}.`, {
+    hint: 'Shipped weights: builtin:digits-teacher.',
+  });
+}
+
+/** Weights are of use only with the sampler.json that says what network they belong to. */
+function checked(path: string): string {
+  const folder = fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() ? path : dirname(path);
+  if (!fs.existsSync(path)) throw weightsNotFound(path);
+  if (fs.existsSync(join(folder, 'sampler.json'))) return path;
+  throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no sampler.json beside ${basename(path)} in ${folder}.`, {
+    hint: "Use a run, or a folder below a run's export/.",
+  });
+}
+
+const weightsNotFound = (path: string): RcmBridgeError =>
+  new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${path}.`, {
+    hint: 'Give a run, an export folder or a weights file.',
+  });
+
+/** A student takes 4 steps; a teacher as many as its sampler.json says. */
+function defaultSteps(source: string): number {
+  const folder = fs.statSync(source).isDirectory() ? source : dirname(source);
+  try {
+    const { kind, sampler } = JSON.parse(fs.readFileSync(join(folder, 'sampler.json'), 'utf8')) as {
+      kind?: string;
+      sampler?: { steps?: number };
+    };
+    return kind === 'teacher' ? (sampler?.steps ?? studentSteps) : studentSteps;
+  } catch {
+    throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `${join(folder, 'sampler.json')} cannot be read.`, {
+      hint: 'Export the run again, or use another one.',
+    });
+  }
+}

@@ -1,0 +1,149 @@
+/** `distill` and `pretrain`: from a config to a run directory with a living owner. */
+import { join, resolve } from 'node:path';
+import type { RcmConfigInput, ResolvedConfig } from '../config/types.ts';
+import { type RcmBridgeError, throwIfAborted } from '../errors/index.ts';
+import { distillationPlan, pretrainingPlan, smokePlan } from '../evaluation/plan.ts';
+import type { EvaluationPlan } from '../protocol/messages.ts';
+import { writeStoredConfig } from './config-file.ts';
+import { anySignal, type BridgeContext, cacheDir, type Interpreter } from './context.ts';
+import { makeDirectory, remove } from './files.ts';
+import type { RunHandle } from './handle.ts';
+import { inboxName } from './inbox.ts';
+import { type RunLock, takeLock } from './lock.ts';
+import type { RunOptions } from './options.ts';
+import { own } from './own.ts';
+import { thisOwner } from './owner.ts';
+import { type Job, type RunRecord, readRecord, writeRecord } from './record.ts';
+import { resumeRun } from './resume-run.ts';
+import { newRunId } from './run-id.ts';
+import { smokeConfig } from './smoke.ts';
+import { checkNewRunDir, checkRunsDir } from './store.ts';
+
+/** Everything that can be known about a run before it is started. */
+export interface PreparedRun {
+  readonly job: Job;
+  readonly resolved: ResolvedConfig;
+  readonly plan: EvaluationPlan;
+  readonly steps: number;
+  readonly python: Interpreter;
+  /** Absolute; undefined: one below the runs folder, named when it is made. */
+  readonly runDir: string | undefined;
+}
+
+/**
+ * Checks config, runs folder and Python, in this order; creates nothing.
+ * @throws E_USAGE, E_CONFIG_*, E_RUNS_DIR, E_RUN_DIR, E_RUN_EXISTS, E_PYTHON_*, E_CONSENT, E_ABORTED
+ */
+export async function prepareRun(
+  context: BridgeContext,
+  job: Job,
+  source: string | RcmConfigInput,
+  options: RunOptions,
+): Promise<PreparedRun> {
+  const signal = anySignal(context.options.signal, options.signal);
+  throwIfAborted(signal);
+  const { loadConfig } = await import('../config/load.ts');
+  const loaded = await loadConfig(source, { cwd: context.cwd, env: context.env, set: settings(job, options) });
+  const resolved = options.smoke ? { ...loaded, config: smokeConfig(loaded.config) } : loaded;
+  const { config } = resolved;
+  const runDir = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
+  if (runDir === undefined) checkRunsDir(context.runsDir);
+  else {
+    checkNewRunDir(runDir);
+    checkRunsDir(runDir);
+  }
+  const python = await context.findPython(signal);
+  throwIfAborted(signal);
+  const whole = job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
+  const plan = options.smoke ? smokePlan(whole) : whole;
+  return { job, resolved, plan, steps: totalSteps(job, resolved), python, runDir };
+}
+
+export const totalSteps = (job: Job, { config }: Pick<ResolvedConfig, 'config'>): number =>
+  job === 'distill' ? config.schedule.steps : config.pretrain.steps;
+
+/** `steps` and `name` are keys like others; they come last, as flags do. */
+function settings(
+  job: Job,
+  { set = [], steps, name }: RunOptions,
+): readonly string[] | Readonly<Record<string, unknown>> {
+  const stepsKey = job === 'distill' ? 'schedule.steps' : 'pretrain.steps';
+  if (Array.isArray(set)) {
+    const own = [
+      ...(steps === undefined ? [] : [`${stepsKey}=${steps}`]),
+      ...(name === undefined ? [] : [`name=${JSON.stringify(name)}`]),
+    ];
+    return [...(set as readonly string[]), ...own];
+  }
+  return { ...set, ...(steps === undefined ? {} : { [stepsKey]: steps }), ...(name === undefined ? {} : { name }) };
+}
+
+/** Starts a run. Resolves when its directory exists and its job has passed its checks. */
+export async function startRun(
+  context: BridgeContext,
+  job: Job,
+  source: string | RcmConfigInput,
+  options: RunOptions,
+): Promise<RunHandle> {
+  const existing = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
+  if (existing !== undefined && options.ifExists === 'resume' && readRecord(existing)) {
+    const { signal, onCreated } = options;
+    return resumeRun(context, existing, { ...(signal ? { signal } : {}), ...(onCreated ? { onCreated } : {}) });
+  }
+  const prepared = await prepareRun(context, job, source, options);
+  const { runDir, record, lock } = await createRunDir(context, prepared, options.smoke ?? false);
+  const { config } = prepared.resolved;
+  const start = {
+    job,
+    config: config as unknown as Record<string, unknown>,
+    runId: record.id,
+    runDir,
+    attempt: 1,
+    resumeFrom: null,
+    allowDrift: false,
+    cacheDir: cacheDir(context.env),
+    plan: prepared.plan,
+    smoke: record.smoke,
+  };
+  const refused = async (error: RcmBridgeError): Promise<never> => {
+    remove(runDir);
+    throw error;
+  };
+  return own(context, { runDir, record, lock, start, config, python: prepared.python, options, refused });
+}
+
+async function createRunDir(
+  context: BridgeContext,
+  prepared: PreparedRun,
+  smoke: boolean,
+): Promise<{ readonly runDir: string; readonly record: RunRecord; readonly lock: RunLock }> {
+  const id = newRunId(prepared.resolved.config.name);
+  const runDir = prepared.runDir ?? join(context.runsDir, id);
+  const now = new Date().toISOString();
+  const record: RunRecord = {
+    id,
+    job: prepared.job,
+    state: 'starting',
+    attempt: 1,
+    owner: thisOwner(),
+    heartbeat: now,
+    times: { created: now, started: now, ended: null },
+    progress: { step: 0, steps: prepared.steps, studentUpdates: 0, criticUpdates: 0 },
+    exitCode: null,
+    error: null,
+    smoke,
+  };
+  makeDirectory(runDir);
+  const lock = await takeLock(runDir);
+  try {
+    makeDirectory(join(runDir, inboxName));
+    writeStoredConfig(runDir, prepared.resolved);
+    // run.json comes last: a folder with run.json is a run.
+    writeRecord(runDir, record);
+    return { runDir, record, lock };
+  } catch (error) {
+    lock.release();
+    remove(runDir);
+    throw error;
+  }
+}
