@@ -4,7 +4,7 @@ import { isDocument, type Path } from './layers.ts';
 
 /** A node of a JSON Schema, as far as this package reads it. */
 export interface SchemaNode {
-  readonly type?: string;
+  readonly type?: string | readonly string[];
   readonly description?: string;
   readonly const?: unknown;
   readonly enum?: readonly unknown[];
@@ -61,8 +61,11 @@ export function schemaAt(root: SchemaNode, path: Path, document: unknown): Schem
   return node;
 }
 
-export const membersOf = (node: SchemaNode): readonly SchemaNode[] =>
-  (node.anyOf ?? node.oneOf)?.flatMap(membersOf) ?? [node];
+/** The alternatives of a node; itself if there is only one. */
+export function membersOf(node: SchemaNode): readonly SchemaNode[] {
+  if (Array.isArray(node.type)) return node.type.map((type: string) => ({ ...node, type }));
+  return (node.anyOf ?? node.oneOf)?.flatMap(membersOf) ?? [node];
+}
 
 /** Key paths that end with the name, such as `schedule.steps` for `steps`. */
 export function pathsNamed(root: SchemaNode, name: string): readonly string[] {

@@ -257,6 +257,13 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     /evaluation\.metrics\.1/,
     /Did you mean fdTeacher\?/,
   ],
+  [
+    'number or null',
+    'evaluation: { gates: [{ metric: recall, steps: 1, atLeast: high }] }',
+    'E_CONFIG_VALUE',
+    /a number or null, not "high"/,
+    /./,
+  ],
   ['block as text', 'schedule: fast', 'E_CONFIG_VALUE', /schedule takes a block of keys, not "fast"/, /./],
   ['another version', 'version: 2', 'E_CONFIG_VALUE', /version takes 1, not 2/, /./],
   [

@@ -1,0 +1,22 @@
+"""Answers the contract test of the config: the mirror's JSON Schema, and which documents it accepts."""
+
+import json
+import sys
+
+import msgspec
+
+from rcm_sidecar.config import RunConfig, config_document, parse_config
+from rcm_sidecar.errors import ConfigError
+
+
+def judge(document):
+    """None if the document is accepted and comes back unchanged, else why not."""
+    try:
+        config = parse_config(document)
+    except ConfigError as error:
+        return error.message
+    return None if msgspec.json.decode(msgspec.json.encode(config_document(config))) == document else "it changed"
+
+
+documents = json.load(sys.stdin)
+print(json.dumps({"schema": msgspec.json.schema(RunConfig), "verdicts": [judge(document) for document in documents]}))
