@@ -45,12 +45,9 @@ export function openRemoteRun(runDir: string, options: RemoteRunOptions = {}): R
     const deadline = Date.now() + acceptPatienceMs;
     let accepted = false;
     for (;;) {
-      for (const line of answers()) {
-        if (line.type !== 'answer' || line.re !== id) continue;
-        if (line.status === 'refused') throw refusal(line.error);
-        if (line.status === 'done') return (line.value ?? {}) as Record<string, unknown>;
-        accepted = true;
-      }
+      const heard = readAnswer(answers(), id);
+      if (heard?.done) return heard.done;
+      accepted ||= heard !== undefined;
       throwIfAborted(signal);
       const state = now();
       if (isEndState(state.state)) throw endedError(state);
@@ -92,6 +89,16 @@ export function openRemoteRun(runDir: string, options: RemoteRunOptions = {}): R
     sample: async (request = {}) => void (await ask('sample', { ...request })),
     describe: async () => describeRun(runDir, now()),
   };
+}
+
+/** What the journal says to a request: nothing, that it is accepted, or its value. @throws when it was refused */
+function readAnswer(lines: Lines, id: string): { readonly done?: Readonly<Record<string, unknown>> } | undefined {
+  const mine = lines.filter(line => line.type === 'answer' && line.re === id);
+  const refused = mine.find(line => line.status === 'refused');
+  if (refused) throw refusal(refused.error);
+  const done = mine.find(line => line.status === 'done');
+  if (done) return { done: (done.value ?? {}) as Record<string, unknown> };
+  return mine.length > 0 ? {} : undefined;
 }
 
 /**
