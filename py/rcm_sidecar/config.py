@@ -410,5 +410,6 @@ def load_config(path: Path) -> RunConfig:
 
 def config_document(config: RunConfig) -> dict[str, Any]:
     """The config as plain JSON values with camelCase keys, the inverse of `parse_config`."""
-    document: dict[str, Any] = msgspec.to_builtins(config)
+    # By way of JSON, because `to_builtins` leaves tuples.
+    document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
     return document

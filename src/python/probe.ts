@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type ErrorCode, RcmBridgeError } from '../errors/index.ts';
+import { AbortedError, type ErrorCode, RcmBridgeError } from '../errors/index.ts';
 import { makeDirectory, writeJsonAtomic } from '../runs/files.ts';
 import {
   asPipRequirement,
@@ -136,19 +136,36 @@ function judge(executable: string, facts: PythonFacts, requirePackages: boolean)
 }
 
 /** The facts, or why there are none. */
-function ask(executable: string, signal: AbortSignal | undefined): Promise<PythonFacts | string> {
+async function ask(executable: string, signal: AbortSignal | undefined): Promise<PythonFacts | string> {
+  const answer = await run(executable, ['-I'], signal);
+  // Python 2 has no -I.
+  const isOld = answer.facts === undefined && /unknown option/i.test(answer.stderr);
+  const { facts, error } = isOld ? await run(executable, ['-E', '-s'], signal) : answer;
+  return facts ?? whyNot(error);
+}
+
+type ProcessError = Error & { readonly code?: unknown; readonly killed?: boolean };
+
+interface Answer {
+  readonly facts: PythonFacts | undefined;
+  readonly error: ProcessError | null;
+  readonly stderr: string;
+}
+
+function run(executable: string, flags: readonly string[], signal: AbortSignal | undefined): Promise<Answer> {
   const names = [...packageRequirements.map(requirement => requirement.name), 'triton'];
+  const limits = { timeout: probeTimeoutMs, killSignal: 'SIGKILL', maxBuffer: 1 << 20 } as const;
   return new Promise((settle, reject) => {
-    execFile(
+    const child = execFile(
       executable,
-      ['-I', '-c', script, ...names],
-      { timeout: probeTimeoutMs, killSignal: 'SIGKILL', maxBuffer: 1 << 20, ...(signal ? { signal } : {}) },
-      (error, stdout) => {
-        if (signal?.aborted) return reject(signal.reason);
-        const facts = parseFacts(stdout);
-        settle(facts ?? whyNot(error));
+      [...flags, '-c', script, ...names],
+      { ...limits, ...(signal ? { signal } : {}) },
+      (error, stdout, stderr) => {
+        if (signal?.aborted) return reject(new AbortedError(signal.reason));
+        settle({ facts: parseFacts(stdout), error, stderr });
       },
-    ).stdin?.end();
+    );
+    child.stdin?.end();
   });
 }
 
@@ -161,7 +178,7 @@ function parseFacts(stdout: string): PythonFacts | undefined {
   }
 }
 
-function whyNot(error: (Error & { code?: unknown; killed?: boolean }) | null): string {
+function whyNot(error: ProcessError | null): string {
   if (error?.code === 'ENOENT') return 'there is no such interpreter';
   if (error?.code === 'EACCES') return 'it cannot be executed';
   if (error?.killed) return `it did not answer within ${probeTimeoutMs / 1000} s`;

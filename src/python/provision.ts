@@ -32,6 +32,8 @@ export interface SetupOptions {
   /** Sentences for people, and pip's own lines. */
   readonly onProgress?: ((line: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Free bytes of the disk that holds a folder; for tests. */
+  readonly freeBytes?: ((folder: string) => Promise<number>) | undefined;
 }
 
 /** The interpreter to use, made first if none passes and somebody agrees. An explicit one is never replaced. */
@@ -70,7 +72,7 @@ export async function setupManaged(options: SetupOptions): Promise<PythonEnviron
     );
   }
   const plan = await planTorch({ choice, signal: options.signal });
-  await checkFreeSpace(home, plan);
+  await checkFreeSpace(home, plan, options.freeBytes ?? freeBytesOf);
   await askForConsent(options.consent, folder, plan);
   const lock = await takeSetupLock(folder, options);
   try {
@@ -113,9 +115,17 @@ async function findBase(options: SetupOptions, home: string): Promise<PythonFact
   });
 }
 
-async function checkFreeSpace(home: string, plan: TorchPlan): Promise<void> {
-  const { bavail, bsize } = await statfs(existingParent(home));
-  const freeBytes = bavail * bsize;
+async function freeBytesOf(folder: string): Promise<number> {
+  const { bavail, bsize } = await statfs(folder);
+  return bavail * bsize;
+}
+
+async function checkFreeSpace(
+  home: string,
+  plan: TorchPlan,
+  freeBytesOn: (folder: string) => Promise<number>,
+): Promise<void> {
+  const freeBytes = await freeBytesOn(existingParent(home));
   if (freeBytes >= plan.neededBytes) return;
   const inGb = (bytes: number): string => (bytes / 1e9).toFixed(1);
   throw new RcmBridgeError(

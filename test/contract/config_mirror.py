@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import msgspec
 
@@ -9,13 +10,13 @@ from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.errors import ConfigError
 
 
-def judge(document):
+def judge(document: dict[str, Any]) -> str | None:
     """None if the document is accepted and comes back unchanged, else why not."""
     try:
         config = parse_config(document)
     except ConfigError as error:
         return error.message
-    return None if msgspec.json.decode(msgspec.json.encode(config_document(config))) == document else "it changed"
+    return None if config_document(config) == document else "it changed"
 
 
 documents = json.load(sys.stdin)
