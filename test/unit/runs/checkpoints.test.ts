@@ -1,0 +1,51 @@
+import { appendFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { findCheckpoint, listCheckpoints } from '../../../src/runs/checkpoints.ts';
+import { writeCheckpoint } from '../../integration/fake-run.ts';
+
+let runDir: string;
+beforeEach(() => {
+  runDir = mkdtempSync(join(tmpdir(), 'rcm-checkpoints-'));
+});
+afterEach(() => rmSync(runDir, { recursive: true, force: true }));
+
+const folder = (step: number): string => join(runDir, 'checkpoints', `step-${String(step).padStart(8, '0')}`);
+const weights = (step: number): string => join(folder(step), 'student.safetensors');
+
+describe('checkpoints', () => {
+  test('without a valid manifest do not exist', async () => {
+    for (const step of [10, 9, 200]) writeCheckpoint(folder(step), step);
+    mkdirSync(folder(300), { recursive: true });
+    writeFileSync(join(folder(300), 'manifest.json'), '{"schema":1,');
+    mkdirSync(`${folder(400)}.tmp`);
+    expect(listCheckpoints(runDir).map(({ step }) => step)).toEqual([9, 10, 200]);
+    expect((await findCheckpoint(runDir)).path).toBe(folder(200));
+    expect((await findCheckpoint(runDir, 9)).step).toBe(9);
+  });
+
+  test('that are damaged are passed over for an older one', async () => {
+    for (const step of [1, 2, 3, 4]) writeCheckpoint(folder(step), step);
+    writeFileSync(weights(4), 'weights of step 5');
+    appendFileSync(weights(3), 'x');
+    rmSync(weights(2));
+    expect((await findCheckpoint(runDir)).step).toBe(1);
+    await expect(findCheckpoint(runDir, 4)).rejects.toMatchObject({ code: 'E_CHECKPOINT_CORRUPT', exitCode: 5 });
+    writeFileSync(weights(1), '');
+    await expect(findCheckpoint(runDir)).rejects.toMatchObject({ code: 'E_CHECKPOINT_CORRUPT' });
+  });
+
+  test('that are missing are named with those that exist', async () => {
+    await expect(findCheckpoint(runDir)).rejects.toMatchObject({ code: 'E_CHECKPOINT_MISSING' });
+    writeCheckpoint(folder(7), 7);
+    await expect(findCheckpoint(runDir, 8)).rejects.toMatchObject({ hint: 'There are checkpoints of steps 7.' });
+  });
+
+  test('cannot point outside their folder', () => {
+    writeCheckpoint(folder(1), 1);
+    const files = { '../../run.json': { bytes: 1, sha256: '' } };
+    writeFileSync(join(folder(1), 'manifest.json'), JSON.stringify({ schema: 1, step: 1, files }));
+    expect(listCheckpoints(runDir)).toEqual([]);
+  });
+});
