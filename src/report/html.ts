@@ -33,7 +33,7 @@ export async function writeReport(runDirs: readonly string[], record?: RunRecord
 }
 
 /** The report of one run, or of several below each other, as one HTML document. @throws E_RUN_NOT_FOUND */
-export function renderReport(runDirs: readonly string[]): Promise<string> {
+export async function renderReport(runDirs: readonly string[]): Promise<string> {
   return renderPage(runDirs.map(runDir => dataOf(runDir)));
 }
 
