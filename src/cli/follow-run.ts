@@ -3,15 +3,22 @@ import { createProgress } from '../logging/progress.ts';
 import { exitCodes } from './exit-codes.ts';
 import type { Output } from './output.ts';
 
+/** Starts the run; `onCreated` is called before its checks, so that signals are heard from then on. */
+export type Begin = (options: { readonly onCreated: (run: RunHandle) => void }) => Promise<RunHandle>;
+
 /**
  * Follows a run to its end: progress on stderr, events on stdout with --format ndjson, the result at the end.
  * The first Ctrl-C, SIGTERM or SIGUSR1 writes a checkpoint and stops; a second one ends at once with 130 or 143.
  */
-export async function followRun(run: RunHandle, output: Output, graceMs: number): Promise<number> {
-  output.say(`Run ${run.id} in ${run.dir}`);
+export async function followRun(begin: Begin, output: Output, graceMs: number): Promise<number> {
   const progress = createProgress({ stream: process.stderr, enabled: output.progress && !output.quiet });
-  const stopListening = stopOnSignals(run, output, graceMs);
+  let stopListening = (): void => undefined;
+  const onCreated = (created: RunHandle): void => {
+    output.say(`Run ${created.id} in ${created.dir}`);
+    stopListening = stopOnSignals(created, output, graceMs);
+  };
   try {
+    const run = await begin({ onCreated });
     for await (const event of run) {
       progress.show(event);
       output.line({ ...event });

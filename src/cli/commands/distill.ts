@@ -67,6 +67,6 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
       output.result({ ...plan }, plan.text);
       return 0;
     }
-    return followRun(await bridge[kind](config, runOptions), output, graceMs);
+    return followRun(begun => bridge[kind](config, { ...runOptions, ...begun }), output, graceMs);
   });
 }

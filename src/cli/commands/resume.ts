@@ -17,9 +17,9 @@ export const resume: Command = {
       }),
   run: (options, output) => {
     const graceMs = duration(options, 'grace', 30_000);
-    return withBridge(options, output, async bridge => {
-      const run = await bridge.resume(String(text(options, 'run')), { allowDrift: options['allow-drift'] === true });
-      return followRun(run, output, graceMs);
+    return withBridge(options, output, bridge => {
+      const allowDrift = options['allow-drift'] === true;
+      return followRun(begun => bridge.resume(String(text(options, 'run')), { allowDrift, ...begun }), output, graceMs);
     });
   },
 };
