@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rcm_sidecar.config import (
     AdamW,
     ConstantEma,
     LogNormalSigma,
+    NetworkOverrides,
     PowerEma,
     RunConfig,
     UniformLogisticNormal,
@@ -24,6 +26,7 @@ from rcm_sidecar.config import (
     parse_config,
 )
 from rcm_sidecar.errors import ConfigError
+from rcm_sidecar.networks.wan2_1 import WanConfig
 
 FIXTURE = Path(__file__).parent / "fixtures" / "digits-rcm.json"
 
@@ -154,3 +157,7 @@ def test_only_config_errors_come_out(path: tuple[str, ...], value: Any) -> None:
     except ConfigError:
         return
     assert isinstance(config, RunConfig)
+
+
+def test_overrides_are_the_fields_of_the_network() -> None:
+    assert set(NetworkOverrides.__struct_fields__) == {field.name for field in dataclasses.fields(WanConfig)}
