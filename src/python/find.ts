@@ -101,7 +101,8 @@ function placesToLook(options: FindPythonOptions & { readonly home: string }): r
   ];
 }
 
-function namedInterpreter({ explicit, env }: FindPythonOptions): string | undefined {
+/** What `--python` or RCM_BRIDGE_PYTHON names, or undefined when the search decides. */
+export function namedInterpreter({ explicit, env }: Pick<FindPythonOptions, 'explicit' | 'env'>): string | undefined {
   const named = explicit || env.RCM_BRIDGE_PYTHON;
   return named && named !== 'auto' ? named : undefined;
 }

@@ -1,10 +1,10 @@
 import { existsSync } from 'node:fs';
 import { rename, rm, statfs } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { isRcmBridgeError, RcmBridgeError } from '../errors/index.ts';
 import { makeDirectory, writeJsonAtomic } from '../runs/files.ts';
 import { type RunLock, takeLock } from '../runs/lock.ts';
-import { type FindPythonOptions, onPath, type PythonEnvironment, resolvePython } from './find.ts';
+import { type FindPythonOptions, namedInterpreter, onPath, type PythonEnvironment, resolvePython } from './find.ts';
 import { type Environment, managedHome } from './home.ts';
 import { interpreterOf, managedFolder, readManaged, sealName, thisPlatform } from './managed.ts';
 import { runPip } from './pip.ts';
@@ -43,8 +43,8 @@ export async function ensurePython(
   try {
     return await resolvePython(options);
   } catch (error) {
-    const wasNamed = Boolean(options.explicit ?? options.env.RCM_BRIDGE_PYTHON) && options.explicit !== 'auto';
-    if (wasNamed || !isRcmBridgeError(error) || error.code !== 'E_PYTHON_NOT_FOUND') throw error;
+    if (namedInterpreter(options) !== undefined || !isRcmBridgeError(error) || error.code !== 'E_PYTHON_NOT_FOUND')
+      throw error;
     return setupManaged(options);
   }
 }
@@ -92,14 +92,14 @@ async function openSealed(folder: string, home: string): Promise<PythonEnvironme
   return { executable: managed.executable, version, packages, source: 'managed' };
 }
 
-/** Newest last in tuning, first in use: the version most machines have. */
+/** In order of preference: the usual name first. */
 const baseNames = ['python3', 'python3.12', 'python3.11', 'python3.13'];
 
 async function findBase(options: SetupOptions, home: string): Promise<PythonFacts> {
   const named = options.base === undefined ? baseNames : [options.base];
   const seen: string[] = [];
   for (const name of named) {
-    const executable = /[\\/]/.test(name) ? name : onPath(name, options.env);
+    const executable = /[\\/]/.test(name) ? resolve(options.cwd, name) : onPath(name, options.env);
     if (executable === undefined) continue;
     const result = await probePython(executable, { home, requirePackages: false, signal: options.signal });
     if (result.usable) return result.facts;

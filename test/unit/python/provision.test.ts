@@ -202,7 +202,7 @@ describe('ensurePython', () => {
       code: 'E_PYTHON_PACKAGES',
     });
     expect(calls()).toEqual([]);
-    expect((await ensurePython(options)).source).toBe('managed');
+    expect((await ensurePython({ ...options, env: { ...env, RCM_BRIDGE_PYTHON: 'auto' } })).source).toBe('managed');
     writeFakeEnvironment(join(root, '.venv'));
     expect((await ensurePython(options)).source).toBe('.venv');
   });
