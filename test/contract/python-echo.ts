@@ -1,0 +1,47 @@
+import { type ChildProcessByStdio, spawn } from 'node:child_process';
+import { join } from 'node:path';
+import type { Readable, Writable } from 'node:stream';
+import { pack } from '../../src/protocol/index.ts';
+import { fixtures, testPython } from '../python.ts';
+
+export type Group = 'controlToNode' | 'controlToPython' | 'events' | 'blobs';
+
+/** A Python process that decodes each message into its msgspec type and encodes it again. */
+export interface Echo {
+  send(group: Group, frames: readonly Uint8Array[], frameBytes?: number): Promise<Uint8Array[]>;
+  close(): void;
+}
+
+export function startEcho(): Echo {
+  const child = spawn(testPython(), ['-P', join(fixtures, 'echo.py')], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const readNumber = async (): Promise<number> => (await readBytes(child, 4)).readUInt32LE();
+  return {
+    send: async (group, frames, frameBytes = 4 * 2 ** 20) => {
+      const all = [pack([group, frameBytes]), ...frames];
+      const parts = all.flatMap(frame => [number(frame.byteLength), frame]);
+      child.stdin.write(Buffer.concat([number(all.length), ...parts]));
+      const answer: Uint8Array[] = [];
+      const count = await readNumber();
+      for (let index = 0; index < count; index += 1) answer.push(await readBytes(child, await readNumber()));
+      if (answer[0]?.[0] === 0x21) throw new Error(Buffer.from(answer[0]).toString('utf8').slice(1));
+      return answer;
+    },
+    close: () => child.kill(),
+  };
+}
+
+function number(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value);
+  return bytes;
+}
+
+async function readBytes(child: ChildProcessByStdio<Writable, Readable, null>, count: number): Promise<Buffer> {
+  for (;;) {
+    if (count === 0) return Buffer.alloc(0);
+    const bytes = child.stdout.read(count) as Buffer | null;
+    if (bytes !== null && bytes.length === count) return bytes;
+    if (bytes !== null || child.exitCode !== null) throw new Error('the echo ended');
+    await new Promise(resolve => child.stdout.once('readable', resolve));
+  }
+}
