@@ -1,33 +1,30 @@
 /** A run in the process that owns it: starts the sidecar, follows it to its end, answers requests. */
 import { join } from 'node:path';
-import { type Hang, type SidecarExit, sidecarExitError } from '../bridge/sidecar.ts';
+import type { Sidecar, SidecarExit } from '../bridge/sidecar.ts';
 import type { RcmConfig } from '../config/types.ts';
-import { AbortedError, isRcmBridgeError, PythonError, RcmBridgeError } from '../errors/index.ts';
-import { openCsvSink } from '../logging/csv-sink.ts';
-import { combineLoggers, createLogger, type Logger } from '../logging/logger.ts';
-import type { EventBody, RequestBody, RequestType, RunStart } from '../protocol/messages.ts';
+import { AbortedError, PythonError, type RcmBridgeError } from '../errors/index.ts';
+import type { Logger } from '../logging/logger.ts';
+import type { RequestBody, RequestType, RunStart } from '../protocol/messages.ts';
 import { answerRequests } from './answers.ts';
-import { findCheckpoint } from './checkpoints.ts';
+import { type Conclusion, conclude, type Outcome, type Settled, settle } from './conclude.ts';
 import { deferred } from './deferred.ts';
 import { writeEnvironment } from './environment.ts';
 import { createEventRecorder, type EventRecorder } from './event-recorder.ts';
-import { createEventStream } from './event-stream.ts';
-import type { EndEvent } from './events.ts';
-import { makeDirectory, openAppender, writeFileAtomic } from './files.ts';
-import type { CancelOptions, RunHandle, RunResult } from './handle.ts';
-import { openJournal } from './journal.ts';
+import { createEventStream, type EventStream } from './event-stream.ts';
+import type { CancelOptions, RunHandle } from './handle.ts';
 import type { LaunchedSidecar, Launcher } from './launchers/launcher.ts';
 import type { RunLock } from './lock.ts';
-import { type EndState, isEndState, type RunErrorRecord, type RunRecord } from './record.ts';
-import { describeRun, endedError, newestCheckpoint, resultFrom, runFailed, scorecardFor } from './result.ts';
-import { stepName } from './run-id.ts';
-import { keepState } from './run-state.ts';
+import { type EndState, isEndState, type Job, type RunRecord } from './record.ts';
+import { describeRun, endedError } from './result.ts';
+import { asError, lostError, messageOf, writeStackDump } from './run-errors.ts';
+import { openRunFiles, type RunFiles } from './run-files.ts';
+import { keepState, type RunStateKeeper } from './run-state.ts';
 
 export interface OwnedRunParts {
   readonly runDir: string;
   readonly record: RunRecord;
   readonly config: RcmConfig;
-  readonly start: Extract<RunStart, { job: 'distill' | 'pretrain' }>;
+  readonly start: Extract<RunStart, { job: Job }>;
   readonly lock: RunLock;
   readonly launch: Launcher;
   readonly python: string;
@@ -41,8 +38,8 @@ export interface OwnedRunParts {
 export interface OwnedRun {
   readonly handle: RunHandle;
   /**
-   * Resolves when the job has passed its own checks (weights, teacher, GPU) and works; with the error when it was
-   * refused by one of them, so that nothing was trained.
+   * Resolves when the job has passed its own checks (weights, teacher, GPU) and works; with the error when one of them
+   * refused it, so that nothing was trained.
    */
   readonly accepted: Promise<RcmBridgeError | undefined>;
   /** Resolves when the run is over, its process gone and the lock released. Never rejects. */
@@ -50,328 +47,265 @@ export interface OwnedRun {
 }
 
 const defaultDeadlineMs = 30_000;
-/** After the deadline the sidecar gets this long to be heard, then it is killed. */
-const killAfterMs = 1_000;
+/** The bridge kills the sidecar at the deadline of a cancel; this is for one that even that does not end. */
+const killAfterMs = 7_000;
 const shutdownGraceMs = 2_000;
 /** A job that loads for longer than this counts as accepted: its events should be seen. */
 const acceptedAfterMs = 60_000;
 
-/** How the run ended, before it is written down. */
-interface Outcome {
-  readonly state: EndState;
-  readonly error?: RcmBridgeError;
-  readonly body?: EventBody<'end'>;
-}
-
 /** Takes over a run directory that has been made ready: run.json, config.json and the lock exist. */
 export async function startOwnedRun(parts: OwnedRunParts): Promise<OwnedRun> {
-  const { runDir, record: first, config } = parts;
-  makeDirectory(join(runDir, 'logs'));
-  const logFile = openAppender(join(runDir, 'logs', 'owner.log'));
-  const level = config.logging.level;
-  const ownLogger = await createLogger({ write: line => logFile.append(line) }, level);
-  const logger = combineLoggers(quiet(ownLogger), parts.logger);
-  const journal = openJournal(runDir, first.attempt);
-  const stream = createEventStream(first.attempt);
-  const sinks = config.logging.sinks.includes('csv') ? [openCsvSink(runDir)] : [];
-  const outcome = deferred<Outcome>();
-  const fail = (error: unknown): void => outcome.resolve({ state: 'failed', error: asError(error) });
-  const state = keepState(runDir, first, fail);
-  const recorder = createEventRecorder({ runDir, state, journal, stream, sinks, logger, level });
-  const startUp = new AbortController();
-  let sidecar: LaunchedSidecar | undefined;
-  let aborted: AbortedError | undefined;
-  let stopTimer: NodeJS.Timeout | undefined;
-  const startedMs = Date.now();
+  const { runDir, record, config, logger } = parts;
+  const files = await openRunFiles(runDir, record.attempt, config.logging, logger);
+  return new Owner(parts, files).begin();
+}
 
-  /** A handler that failed (a full disk) ends the run; it must never stop the reading of the socket. */
-  const safely =
-    <Argument>(handle: (argument: Argument) => Promise<void>) =>
-    async (argument: Argument): Promise<void> => {
-      try {
-        await handle(argument);
-      } catch (error) {
-        fail(error);
-      }
-    };
+class Owner {
+  readonly #parts: OwnedRunParts;
+  readonly #files: RunFiles;
+  readonly #stream: EventStream;
+  readonly #state: RunStateKeeper;
+  readonly #recorder: EventRecorder;
+  readonly #outcome = deferred<Outcome>();
+  readonly #settled = deferred<Settled>();
+  readonly #startUp = new AbortController();
+  readonly #startedMs = Date.now();
+  #sidecar: LaunchedSidecar | undefined;
+  #aborted: AbortedError | undefined;
+  #stopTimer: NodeJS.Timeout | undefined;
 
-  const work = async (): Promise<void> => {
-    sidecar = await parts.launch({
-      python: parts.python,
-      cwd: parts.cwd,
-      env: parts.env,
+  constructor(parts: OwnedRunParts, files: RunFiles) {
+    const { runDir, record } = parts;
+    this.#parts = parts;
+    this.#files = files;
+    this.#stream = createEventStream(record.attempt);
+    this.#state = keepState(runDir, record, error => this.#fail(error));
+    this.#recorder = createEventRecorder({ ...files, runDir, state: this.#state, stream: this.#stream });
+  }
+
+  begin(): OwnedRun {
+    const { runDir, record, start, signal } = this.#parts;
+    const { journal } = this.#files;
+    const handle = this.#handle();
+    const stopAnswering = answerRequests({ runDir, handle, journal, onWriteError: error => this.#fail(error) });
+    this.#attempt(() => {
+      journal.write({ type: 'attempt', resumedFrom: start.resumeFrom, pid: process.pid });
+      this.#recorder.record({ type: 'state', state: 'starting', step: record.progress.step });
+    });
+    const onAbort = (): void => this.#abort();
+    if (signal?.aborted) onAbort();
+    else signal?.addEventListener('abort', onAbort, { once: true });
+    this.#work().catch(error => this.#fail(error));
+    const over = this.#finish(() => {
+      stopAnswering();
+      signal?.removeEventListener('abort', onAbort);
+    });
+    return { handle, over, accepted: this.#acceptance(over) };
+  }
+
+  #fail(error: unknown): void {
+    this.#outcome.resolve({ state: 'failed', error: asError(error) });
+  }
+
+  /** What cannot be written (a full disk) ends the run; it must never stop the reading of a socket. */
+  #attempt(write: () => void): void {
+    try {
+      write();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  async #work(): Promise<void> {
+    const { start, environment, runDir } = this.#parts;
+    const sidecar = await this.#launch();
+    this.#sidecar = sidecar;
+    sidecar.exited.then(exit => this.#onExit(exit));
+    await writeEnvironment(runDir, environment, sidecar.ready);
+    if (this.#isStopping) return this.#outcome.resolve({ state: 'stopped' });
+    await sidecar.request('run.start', start);
+    if (this.#state.move('running')) this.#recordState('running');
+    const body = await this.#recorder.ended;
+    this.#outcome.resolve({ state: body.state, body, ...(body.error ? { error: new PythonError(body.error) } : {}) });
+  }
+
+  #launch(): Promise<LaunchedSidecar> {
+    const { launch, python, cwd, env, runDir } = this.#parts;
+    const { logger, sidecarLog: stderrFile } = this.#files;
+    const { onEvent, onBlob } = this.#recorder;
+    return launch({
+      python,
+      cwd,
+      env,
       logger,
-      stderrFile: join(runDir, 'logs', 'sidecar.log'),
-      signal: startUp.signal,
-      onEvent: safely(recorder.onEvent),
-      onBlob: safely(recorder.onBlob),
+      stderrFile,
+      signal: this.#startUp.signal,
+      onEvent: event => onEvent(event).catch(error => this.#fail(error)),
+      onBlob: blob => onBlob(blob).catch(error => this.#fail(error)),
       onHang: hang => {
         logger.error({ ...hang }, 'the sidecar hangs');
-        writeStackDump(runDir, hang);
+        this.#attempt(() => writeStackDump(runDir, hang));
       },
     });
-    sidecar.exited.then(exit => {
-      const isForced = isStopping() && exit.error?.code === 'E_SIDECAR_HANG';
-      outcome.resolve(isForced ? { state: 'stopped' } : { state: 'failed', error: lostError(exit, runDir) });
+  }
+
+  #onExit(exit: SidecarExit): void {
+    const wasForced = this.#isStopping && exit.error?.code === 'E_SIDECAR_HANG';
+    if (wasForced) this.#outcome.resolve({ state: 'stopped' });
+    else this.#outcome.resolve({ state: 'failed', error: lostError(exit, this.#parts.runDir) });
+  }
+
+  get #isStopping(): boolean {
+    return this.#state.record.state === 'stopping';
+  }
+
+  #recordState(state: 'running' | 'stopping'): void {
+    this.#recorder.record({ type: 'state', state, step: this.#state.record.progress.step });
+  }
+
+  // Requests
+
+  async #cancel(options: CancelOptions): Promise<{ readonly state: EndState }> {
+    this.#attempt(() => {
+      if (!this.#state.move('stopping')) return;
+      this.#recordState('stopping');
+      this.#stop(options);
     });
-    await writeEnvironment(runDir, parts.environment, sidecar.ready);
-    if (isStopping()) return outcome.resolve({ state: 'stopped' });
-    await sidecar.request('run.start', parts.start);
-    if (state.move('running')) recorder.record({ type: 'state', state: 'running', step: state.record.progress.step });
-    const body = await recorder.ended;
-    outcome.resolve({ state: body.state, body, ...(body.error ? { error: new PythonError(body.error) } : {}) });
-  };
+    return { state: (await this.#state.until(isEndState)) as EndState };
+  }
 
-  const isStopping = (): boolean => state.record.state === 'stopping';
-
-  const cancel = async ({
-    checkpoint = config.checkpoints.onStop,
-    deadlineMs = defaultDeadlineMs,
-  }: CancelOptions = {}): Promise<{
-    readonly state: EndState;
-  }> => {
-    if (state.move('stopping')) {
-      safelyRecordState('stopping');
-      if (sidecar) {
-        sidecar.request('run.cancel', { checkpoint, deadlineMs: wholeMs(deadlineMs) }).catch(error => {
-          logger.warn({ error: messageOf(error) }, 'the sidecar did not take the request to stop');
-        });
-        stopTimer = setTimeout(() => {
-          logger.warn({ deadlineMs }, 'the sidecar did not stop in time and is killed');
-          outcome.resolve({ state: 'stopped' });
-        }, deadlineMs + killAfterMs);
-      } else {
-        outcome.resolve({ state: 'stopped' });
-        startUp.abort();
-      }
+  #stop({ checkpoint = this.#parts.config.checkpoints.onStop, deadlineMs = defaultDeadlineMs }: CancelOptions): void {
+    const { logger } = this.#files;
+    if (!this.#sidecar) {
+      this.#outcome.resolve({ state: 'stopped' });
+      return;
     }
-    return { state: (await state.until(isEndState)) as EndState };
-  };
+    const wholeMs = Math.min(2 ** 31, Math.max(0, Math.round(deadlineMs)));
+    this.#sidecar.request('run.cancel', { checkpoint, deadlineMs: wholeMs }).catch(error => {
+      logger.warn({ error: messageOf(error) }, 'the sidecar did not take the request to stop');
+    });
+    this.#stopTimer = setTimeout(() => {
+      logger.warn({ deadlineMs }, 'the sidecar did not stop in time');
+      this.#outcome.resolve({ state: 'stopped' });
+    }, deadlineMs + killAfterMs);
+  }
 
-  const safelyRecordState = (next: 'stopping'): void => {
+  #abort(): void {
+    this.#aborted = new AbortedError(this.#parts.signal?.reason);
+    void this.#cancel({});
+  }
+
+  /** Asks the sidecar while the run is under way. */
+  async #ask<Type extends RequestType>(type: Type, body: RequestBody<Type>): ReturnType<Sidecar['request']> {
+    const state = await this.#state.until(now => now !== 'starting');
+    if (isEndState(state) || state === 'stopping' || !this.#sidecar) throw endedError(this.#state.record);
+    const over = this.#outcome.promise.then(() => Promise.reject(endedError(this.#state.record)));
+    return Promise.race([this.#sidecar.request(type, body), over]);
+  }
+
+  async #reach(wanted: 'paused' | 'running'): Promise<void> {
+    const reached = await this.#state.until(now => now === wanted || now === 'stopping');
+    if (reached !== wanted) throw endedError(this.#state.record);
+  }
+
+  #handle(): RunHandle {
+    const { record, runDir } = this.#parts;
+    const state = this.#state;
+    return {
+      id: record.id,
+      dir: runDir,
+      wasComplete: false,
+      get state() {
+        return state.record.state;
+      },
+      [Symbol.asyncIterator]: () => this.#stream.read({}, true),
+      events: options => this.#stream.read(options, true),
+      result: async () => {
+        const settled = await this.#settled.promise;
+        if ('error' in settled) throw settled.error;
+        return settled.value;
+      },
+      cancel: (options = {}) => this.#cancel(options),
+      pause: async () => {
+        await this.#ask('run.pause', {});
+        await this.#reach('paused');
+      },
+      continue: async () => {
+        await this.#ask('run.continue', {});
+        await this.#reach('running');
+      },
+      checkpoint: async () => {
+        const { step, path } = await this.#ask('run.checkpoint', { reason: 'request' });
+        return { step: Number(step), path: join(runDir, String(path)) };
+      },
+      sample: async ({ steps = 4, num = 10, seed = 0, label = null } = {}) => {
+        await this.#ask('run.sample', { steps, num, seed, label });
+      },
+      describe: async () => describeRun(runDir, state.record),
+    };
+  }
+
+  // The end
+
+  async #finish(stopListening: () => void): Promise<void> {
+    const { runDir, record, lock } = this.#parts;
+    const { logger } = this.#files;
+    const conclusion = await conclude(runDir, this.#state, this.#startedMs, await this.#outcome.promise);
+    clearTimeout(this.#stopTimer);
+    if (conclusion.error) logger.error({ ...conclusion.error.toJSON() }, 'the run failed');
+    this.#writeEnd(conclusion);
+    stopListening();
+    await this.#endSidecar(conclusion.event.state);
+    this.#files.close();
+    lock.release();
+    this.#settled.resolve(settle(runDir, record, conclusion, this.#aborted));
+  }
+
+  /** Journal first: whoever sees the end in run.json finds the `end` event. */
+  #writeEnd({ event }: Conclusion): void {
+    const { logger } = this.#files;
     try {
-      recorder.record({ type: 'state', state: next, step: state.record.progress.step });
-    } catch (error) {
-      fail(error);
-    }
-  };
-
-  const onAbort = (): void => {
-    aborted = new AbortedError(parts.signal?.reason);
-    cancel().catch(() => undefined);
-  };
-
-  const running = async <Type extends RequestType>(
-    type: Type,
-    body: RequestBody<Type>,
-  ): Promise<Readonly<Record<string, unknown>>> => {
-    await state.until(now => now !== 'starting');
-    if (isEndState(state.record.state) || isStopping() || !sidecar) throw endedError(state.record);
-    return Promise.race([
-      sidecar.request(type, body),
-      outcome.promise.then(() => Promise.reject(endedError(state.record))),
-    ]);
-  };
-
-  const result = deferred<{ readonly value: RunResult } | { readonly error: RcmBridgeError }>();
-
-  const finish = async (): Promise<void> => {
-    const ending = await conclude(await outcome.promise);
-    clearTimeout(stopTimer);
-    try {
-      state.end(ending.event);
-      recorder.record(ending.event);
+      this.#recorder.record(event);
     } catch (error) {
       // Nothing can be written any more: readers in this process still get the end.
-      logger.error({ error: messageOf(error) }, 'the end of the run could not be written');
-      stream.publish({ ...ending.event, attempt: first.attempt, time: Date.now() / 1000 });
+      logger.error({ error: messageOf(error) }, 'the end of the run could not be journalled');
+      this.#stream.publish({ ...event, attempt: this.#parts.record.attempt, time: Date.now() / 1000 });
     }
-    stopAnswering();
-    parts.signal?.removeEventListener('abort', onAbort);
-    await endSidecar(ending.event.state);
-    for (const file of [...sinks, journal, logFile]) file.close();
-    parts.lock.release();
-    result.resolve(ending.result());
-  };
+    try {
+      this.#state.end(event);
+    } catch (error) {
+      logger.error({ error: messageOf(error) }, 'the end of the run could not be written into run.json');
+    }
+  }
 
-  const endSidecar = async (ended: EndState): Promise<void> => {
-    startUp.abort();
+  async #endSidecar(ended: EndState): Promise<void> {
+    this.#startUp.abort();
+    const sidecar = this.#sidecar;
     if (!sidecar) return;
     if (ended === 'failed') sidecar.kill();
     await sidecar.stop({ graceMs: shutdownGraceMs }).catch(error => {
-      logger.warn({ error: messageOf(error) }, 'the sidecar had to be killed');
-      sidecar?.kill();
+      this.#files.logger.warn({ error: messageOf(error) }, 'the sidecar had to be killed');
+      sidecar.kill();
     });
-    await sidecar.exited.catch(() => undefined);
-  };
-
-  interface Ending {
-    readonly event: Omit<EndEvent, 'seq' | 'attempt' | 'time'>;
-    readonly result: () => { readonly value: RunResult } | { readonly error: RcmBridgeError };
+    await sidecar.exited;
   }
 
-  /** Turns the outcome into the last event; a run has succeeded only when its report stands, too. */
-  const conclude = async (reached: Outcome): Promise<Ending> => {
-    try {
-      if (reached.state === 'succeeded') return await concludeSuccess(reached);
-    } catch (error) {
-      return endingOf({ state: 'failed', error: asError(error), ...(reached.body ? { body: reached.body } : {}) }, 1);
-    }
-    return endingOf(reached, reached.state === 'stopped' ? 7 : (reached.error?.exitCode ?? 1));
-  };
-
-  const concludeSuccess = async (reached: Outcome): Promise<Ending> => {
-    if (first.smoke) await findCheckpoint(runDir);
-    const exitCode = scorecardFor(runDir, first)?.met === false ? 6 : 0;
-    const { writeReport } = await import('../report/html.ts');
-    await writeReport([runDir], state.ended({ state: 'succeeded', exitCode }));
-    return endingOf(reached, exitCode);
-  };
-
-  const endingOf = ({ state: ended, error, body }: Outcome, exitCode: number): Ending => {
-    const progress = state.record.progress;
-    if (body)
-      state.progress({ step: body.step, studentUpdates: body.studentUpdates, criticUpdates: body.criticUpdates });
-    const event: Ending['event'] = {
-      type: 'end',
-      state: ended,
-      step: body?.step ?? progress.step,
-      studentUpdates: body?.studentUpdates ?? progress.studentUpdates,
-      criticUpdates: body?.criticUpdates ?? progress.criticUpdates,
-      exitCode: error?.exitCode ?? exitCode,
-      checkpoint: body?.checkpoint ?? newestCheckpoint(runDir),
-      exports: body?.exports ?? [],
-      wallSeconds: (Date.now() - startedMs) / 1000,
-      ...(error ? { error: errorRecord(error) } : {}),
-    };
-    if (error) logger.error({ ...error.toJSON() }, 'the run failed');
-    const whole = { ...event, attempt: first.attempt, time: Date.now() / 1000 };
-    return {
-      event,
-      result: () => {
-        if (ended === 'failed') return { error: runFailed(first, runDir, event.error, error) };
-        return aborted ? { error: aborted } : { value: resultFrom(runDir, state.record, whole) };
-      },
-    };
-  };
-
-  const handle: RunHandle = {
-    id: first.id,
-    dir: runDir,
-    wasComplete: false,
-    get state() {
-      return state.record.state;
-    },
-    [Symbol.asyncIterator]: () => stream.read({}, true),
-    events: options => stream.read(options, true),
-    result: async () => {
-      const ended = await result.promise;
-      if ('error' in ended) throw ended.error;
-      return ended.value;
-    },
-    cancel,
-    pause: async () => {
-      await running('run.pause', {});
-      await reach('paused');
-    },
-    continue: async () => {
-      await running('run.continue', {});
-      await reach('running');
-    },
-    checkpoint: async () => {
-      const { step, path } = await running('run.checkpoint', { reason: 'request' });
-      return { step: Number(step), path: join(runDir, String(path)) };
-    },
-    sample: async ({ steps = 4, num = 10, seed = 0, label = null } = {}) => {
-      await running('run.sample', { steps, num, seed, label });
-    },
-    describe: async () => describeRun(runDir, state.record),
-  };
-
-  const reach = async (wanted: 'paused' | 'running'): Promise<void> => {
-    const reached = await state.until(now => now === wanted || now === 'stopping');
-    if (reached !== wanted) throw endedError(state.record);
-  };
-
-  const stopAnswering = answerRequests({ runDir, handle, journal, onWriteError: fail });
-  journal.write({ type: 'attempt', resumedFrom: parts.start.resumeFrom, pid: process.pid });
-  recorder.record({ type: 'state', state: 'starting', step: first.progress.step });
-  if (parts.signal?.aborted) onAbort();
-  else parts.signal?.addEventListener('abort', onAbort, { once: true });
-  work().catch(fail);
-  const over = finish();
-  return { handle, over, accepted: acceptance(recorder, outcome.promise, first, over) };
+  async #acceptance(over: Promise<void>): Promise<RcmBridgeError | undefined> {
+    let timer: NodeJS.Timeout | undefined;
+    const patience = new Promise<undefined>(resolve => {
+      timer = setTimeout(() => resolve(undefined), acceptedAfterMs);
+    });
+    const begun = this.#recorder.begun.then(() => undefined);
+    const reached = await Promise.race([begun, this.#outcome.promise, patience]);
+    clearTimeout(timer);
+    if (!reached || !isRefusal(reached, this.#parts.record.progress.step)) return undefined;
+    await over;
+    return reached.error;
+  }
 }
 
-/** Errors of checks that come before anything is trained: usage, environment, weights. */
+/** Exit codes of checks that come before anything is trained: usage, environment, weights. */
 const refusals: ReadonlySet<number> = new Set([2, 3, 5]);
 
-async function acceptance(
-  recorder: EventRecorder,
-  outcome: Promise<Outcome>,
-  first: RunRecord,
-  over: Promise<void>,
-): Promise<RcmBridgeError | undefined> {
-  let timer: NodeJS.Timeout | undefined;
-  const patience = new Promise<undefined>(resolve => {
-    timer = setTimeout(() => resolve(undefined), acceptedAfterMs);
-  });
-  const reached = await Promise.race([recorder.begun.then(() => undefined), outcome, patience]);
-  clearTimeout(timer);
-  if (reached?.state !== 'failed' || !reached.error || !refusals.has(reached.error.exitCode)) return undefined;
-  if ((reached.body?.step ?? 0) > first.progress.step) return undefined;
-  await over;
-  return reached.error;
-}
-
-/** Ended by itself, or by the bridge, which then says why. */
-function lostError(exit: SidecarExit, runDir: string): RcmBridgeError {
-  const hint = `See ${join(runDir, 'logs', 'sidecar.log')}, then go on with \`rcm-bridge resume\`.`;
-  const { code, message, details } = sidecarExitError(exit);
-  const last = exit.error ? undefined : exit.stderrTail.trim().split('\n').at(-1)?.trim();
-  return new RcmBridgeError(code, last ? `${message} Its last line: ${last}` : message, {
-    hint,
-    details,
-    cause: exit.error,
-  });
-}
-
-function writeStackDump(runDir: string, hang: Hang): void {
-  makeDirectory(join(runDir, 'diagnostics'));
-  writeFileAtomic(
-    join(runDir, 'diagnostics', `hang-${stepName(hang.step)}.txt`),
-    `${hang.kind} while ${hang.activity}\n\n${hang.stack}\n`,
-  );
-}
-
-const errorRecord = ({ code, message, hint }: RcmBridgeError): RunErrorRecord => ({
-  code,
-  message,
-  ...(hint === undefined ? {} : { hint }),
-});
-
-function asError(error: unknown): RcmBridgeError {
-  if (isRcmBridgeError(error)) return error;
-  return new RcmBridgeError('E_INTERNAL', messageOf(error), {
-    cause: error,
-    hint: 'See logs/owner.log in the run directory.',
-  });
-}
-
-const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
-
-const wholeMs = (ms: number): number => Math.min(2 ** 31, Math.max(0, Math.round(ms)));
-
-/** A log that cannot be written must not end a run: the journal reports a full disk. */
-function quiet(logger: Logger): Logger {
-  const guard =
-    (level: keyof Logger) =>
-    (fields: object, message?: string): void => {
-      try {
-        logger[level](fields, message);
-      } catch {
-        // Said by the journal.
-      }
-    };
-  return { debug: guard('debug'), info: guard('info'), warn: guard('warn'), error: guard('error') };
-}
+const isRefusal = ({ state, error, body }: Outcome, firstStep: number): boolean =>
+  state === 'failed' && error !== undefined && refusals.has(error.exitCode) && (body?.step ?? 0) <= firstStep;

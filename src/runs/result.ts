@@ -9,7 +9,7 @@ import { readStoredConfig } from './config-file.ts';
 import type { EndEvent } from './events.ts';
 import type { RunDescription, RunResult } from './handle.ts';
 import { readEvents } from './journal.ts';
-import type { EndState, RunErrorRecord, RunRecord } from './record.ts';
+import { type EndState, isEndState, type RunErrorRecord, type RunRecord } from './record.ts';
 
 /** The result of a run that ended with `end`; not for failed runs. */
 export function resultFrom(runDir: string, record: RunRecord, end: EndEvent): RunResult {
@@ -32,7 +32,7 @@ export function findEnd(runDir: string, attempt: number): EndEvent | undefined {
   return readEvents(runDir).findLast((event): event is EndEvent => event.type === 'end' && event.attempt === attempt);
 }
 
-/** The `end` that a dead owner did not write. */
+/** The `end` that an owner did not write because it died or the disk was full. */
 export function endOfLostRun(runDir: string, record: RunRecord): EndEvent {
   const newest = listCheckpoints(runDir).at(-1);
   const { step, studentUpdates, criticUpdates } = record.progress;
@@ -41,7 +41,7 @@ export function endOfLostRun(runDir: string, record: RunRecord): EndEvent {
     type: 'end',
     attempt: record.attempt,
     time: Date.parse(record.heartbeat) / 1000,
-    state: 'failed',
+    state: isEndState(record.state) ? record.state : 'failed',
     step,
     studentUpdates,
     criticUpdates,

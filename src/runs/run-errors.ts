@@ -1,0 +1,39 @@
+/** Errors of a run, in the forms its parts need. */
+import { join } from 'node:path';
+import { type Hang, type SidecarExit, sidecarExitError } from '../bridge/sidecar.ts';
+import { isRcmBridgeError, RcmBridgeError } from '../errors/index.ts';
+import { makeDirectory, writeFileAtomic } from './files.ts';
+import type { RunErrorRecord } from './record.ts';
+import { stepName } from './run-id.ts';
+
+/** A sidecar that ended by itself, or by the bridge, which then says why. */
+export function lostError(exit: SidecarExit, runDir: string): RcmBridgeError {
+  const hint = `See ${join(runDir, 'logs', 'sidecar.log')}, then go on with \`rcm-bridge resume\`.`;
+  const { code, message, details } = sidecarExitError(exit);
+  const last = exit.error ? undefined : exit.stderrTail.trim().split('\n').at(-1)?.trim();
+  const whole = last ? `${message} Its last line: ${last}` : message;
+  return new RcmBridgeError(code, whole, { hint, details, cause: exit.error });
+}
+
+/** What Python was doing when it hung, for people: diagnostics/hang-step-XXXXXXXX.txt. */
+export function writeStackDump(runDir: string, hang: Hang): void {
+  const folder = join(runDir, 'diagnostics');
+  makeDirectory(folder);
+  const text = `${hang.kind} while ${hang.activity}\n\n${hang.stack}\n`;
+  writeFileAtomic(join(folder, `hang-${stepName(hang.step)}.txt`), text);
+}
+
+/** The part of an error that run.json and `end` hold. */
+export const errorRecord = ({ code, message, hint }: RcmBridgeError): RunErrorRecord => ({
+  code,
+  message,
+  ...(hint === undefined ? {} : { hint }),
+});
+
+export function asError(error: unknown): RcmBridgeError {
+  if (isRcmBridgeError(error)) return error;
+  const hint = 'See logs/owner.log in the run directory.';
+  return new RcmBridgeError('E_INTERNAL', messageOf(error), { cause: error, hint });
+}
+
+export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
