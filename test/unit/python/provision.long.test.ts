@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, realpathSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -15,7 +16,8 @@ beforeAll(() => {
   const { VIRTUAL_ENV: _venv, CONDA_PREFIX: _conda, RCM_BRIDGE_PYTHON: _python, ...rest } = process.env;
   env = { ...rest, RCM_BRIDGE_HOME: join(root, 'home') };
 });
-afterAll(() => rmSync(root, { recursive: true, force: true }));
+// Thousands of files on a busy disk.
+afterAll(() => rm(root, { recursive: true, force: true }), 300_000);
 
 it('makes a real environment, uses it again without pip or network, and adds the tools beside it', {
   timeout: 900_000,
