@@ -14,16 +14,18 @@ export async function followRun(begin: Begin, output: Output, graceMs: number): 
   const progress = createProgress({ stream: process.stderr, enabled: output.progress && !output.quiet });
   let stopListening = (): void => undefined;
   const onCreated = (created: RunHandle): void => {
-    output.say(`Run ${created.id} in ${created.dir}`);
     stopListening = stopOnSignals(created, output, graceMs);
   };
   try {
     const run = await begin({ onCreated });
+    // Not before: a refused command says two lines and no more.
+    output.say(`Run ${run.id} in ${run.dir}`);
     for await (const event of run) {
       progress.show(event);
       output.line({ ...event });
     }
-    return report(await run.result(), output);
+    const exitCode = report(await run.result(), output);
+    return run.wasComplete ? exitCodes.ok : exitCode;
   } finally {
     progress.end();
     stopListening();

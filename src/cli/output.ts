@@ -1,4 +1,5 @@
 import { isRcmBridgeError } from '../errors/index.ts';
+import { toJson } from '../runs/json.ts';
 
 export type OutputFormat = 'text' | 'json' | 'ndjson';
 
@@ -31,7 +32,7 @@ export function usesColour(env: NodeJS.ProcessEnv, isTerminal: boolean): boolean
 export function createOutput(options: OutputOptions): Output {
   const colour = usesColour(process.env, Boolean(process.stderr.isTTY));
   const print = (document: Readonly<Record<string, unknown>>) => {
-    process.stdout.write(`${JSON.stringify({ schema: 1, ...document })}\n`);
+    process.stdout.write(`${toJson({ schema: 1, ...document })}\n`);
   };
   return {
     ...options,

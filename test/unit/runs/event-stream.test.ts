@@ -3,7 +3,14 @@ import { describe, expect, test } from 'vitest';
 import type { RunEvent } from '../../../src/index.ts';
 import { createEventStream } from '../../../src/runs/event-stream.ts';
 
-const metric = (step: number): RunEvent => ({ type: 'metric', attempt: 1, time: 0, step, phase: 'student', values: {} });
+const metric = (step: number): RunEvent => ({
+  type: 'metric',
+  attempt: 1,
+  time: 0,
+  step,
+  phase: 'student',
+  values: {},
+});
 const progress = (step: number): RunEvent => ({
   type: 'progress',
   attempt: 1,

@@ -2,7 +2,14 @@ import fs, { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } fro
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { appendLine, createExclusive, makeDirectory, openAppender, writeFileAtomic, writeJsonAtomic } from '../../../src/runs/files.ts';
+import {
+  appendLine,
+  createExclusive,
+  makeDirectory,
+  openAppender,
+  writeFileAtomic,
+  writeJsonAtomic,
+} from '../../../src/runs/files.ts';
 
 let folder: string;
 beforeEach(() => {
@@ -81,7 +88,8 @@ describe('writing files', () => {
     const path = join(folder, 'a');
     const appender = openAppender(path);
     const write = fs.writeSync as unknown as (...words: unknown[]) => number;
-    vi.spyOn(fs, 'writeSync').mockImplementation(((fd: number, bytes: Buffer, at: number) => write(fd, bytes, at, 1)) as never);
+    vi.spyOn(fs, 'writeSync').mockImplementation(((fd: number, bytes: Buffer, at: number) =>
+      write(fd, bytes, at, 1)) as never);
     appender.append('abc\n');
     expect(readFileSync(path, 'utf8')).toBe('abc\n');
   });

@@ -3,7 +3,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { createTail, journalName, metricsName, openJournal, readEvents, readLines, readMetrics } from '../../../src/runs/journal.ts';
+import {
+  createTail,
+  journalName,
+  metricsName,
+  openJournal,
+  readEvents,
+  readLines,
+  readMetrics,
+} from '../../../src/runs/journal.ts';
 
 let folder: string;
 beforeEach(() => {
@@ -32,7 +40,10 @@ describe('the journal', () => {
   });
 
   test('keeps metrics exactly, also NaN, infinities and -0', () => {
-    const number = fc.oneof(fc.double(), fc.constantFrom(Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY));
+    const number = fc.oneof(
+      fc.double(),
+      fc.constantFrom(Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY),
+    );
     fc.assert(
       fc.property(fc.dictionary(fc.stringMatching(/^[a-z]+\/[a-z_]+$/), number), fc.nat(), (values, step) => {
         rmSync(join(folder, metricsName), { force: true });
@@ -40,7 +51,9 @@ describe('the journal', () => {
         journal.metric({ type: 'metric', attempt: 1, step, phase: 'student', time: 1.5, values });
         journal.close();
         // JSON writes -0 as 0.
-        const expected = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, value === 0 ? 0 : value]));
+        const expected = Object.fromEntries(
+          Object.entries(values).map(([name, value]) => [name, value === 0 ? 0 : value]),
+        );
         expect(readMetrics(folder)).toEqual([
           { type: 'metric', attempt: 1, step, phase: 'student', time: 1.5, values: expected },
         ]);

@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { takeLock } from '../../../src/runs/lock.ts';
 import { heartbeatLimitMs, isAlive, processStartTime, thisOwner } from '../../../src/runs/owner.ts';
-import { isEndState, type RunRecord, readSettledRecord, type RunState, transitions, writeRecord } from '../../../src/runs/record.ts';
+import {
+  isEndState,
+  type RunRecord,
+  type RunState,
+  readSettledRecord,
+  transitions,
+  writeRecord,
+} from '../../../src/runs/record.ts';
 import { newRunId, runIdPattern, stepName, stepOf } from '../../../src/runs/run-id.ts';
 import { checkNewRunDir, checkRunsDir, findRun, listRuns } from '../../../src/runs/store.ts';
 
@@ -45,11 +52,16 @@ describe('run ids', () => {
   });
 
   test('are safe folder names whatever the config is called', () => {
-    for (const name of ['../../etc', 'A b/c', '', '.hidden', 'ü'.repeat(300)]) expect(newRunId(name)).toMatch(runIdPattern);
+    for (const name of ['../../etc', 'A b/c', '', '.hidden', 'ü'.repeat(300)])
+      expect(newRunId(name)).toMatch(runIdPattern);
   });
 
   test('steps sort as text', () => {
-    expect([stepName(350), stepOf('step-00000350'), stepOf('step-00000350.tmp')]).toEqual(['step-00000350', 350, undefined]);
+    expect([stepName(350), stepOf('step-00000350'), stepOf('step-00000350.tmp')]).toEqual([
+      'step-00000350',
+      350,
+      undefined,
+    ]);
   });
 });
 
@@ -65,7 +77,9 @@ describe('finding a run', () => {
     expect(findRun(runsDir, '20261123-183701-digits-bbbb', '/').dir).toBe(newer);
     expect(findRun('/nowhere', `./${'20261122-183701-digits-aaaa'}`, runsDir).dir).toBe(older);
     const missing = { code: 'E_RUN_NOT_FOUND', exitCode: 2 };
-    expect(() => findRun(runsDir, '2026112', '/')).toThrow(expect.objectContaining({ ...missing, hint: expect.stringContaining('bbbb') }));
+    expect(() => findRun(runsDir, '2026112', '/')).toThrow(
+      expect.objectContaining({ ...missing, hint: expect.stringContaining('bbbb') }),
+    );
     expect(() => findRun(runsDir, '20261123-183701-digits-bbbc', '/')).toThrow(
       expect.objectContaining({ ...missing, hint: 'Did you mean 20261123-183701-digits-bbbb?' }),
     );
@@ -87,9 +101,13 @@ describe('finding a run', () => {
 
   test('a new run needs an empty folder', () => {
     const dir = addRun('20261122-183701-digits-aaaa');
-    expect(() => checkNewRunDir(dir)).toThrow(expect.objectContaining({ code: 'E_RUN_EXISTS', hint: expect.stringContaining('resume') }));
+    expect(() => checkNewRunDir(dir)).toThrow(
+      expect.objectContaining({ code: 'E_RUN_EXISTS', hint: expect.stringContaining('resume') }),
+    );
     expect(() => checkNewRunDir(runsDir)).toThrow(expect.objectContaining({ code: 'E_RUN_DIR' }));
-    expect(() => checkNewRunDir(join(dir, 'run.json'))).toThrow(expect.objectContaining({ code: 'E_RUN_DIR', exitCode: 2 }));
+    expect(() => checkNewRunDir(join(dir, 'run.json'))).toThrow(
+      expect.objectContaining({ code: 'E_RUN_DIR', exitCode: 2 }),
+    );
     checkNewRunDir(join(runsDir, 'new'));
   });
 });
