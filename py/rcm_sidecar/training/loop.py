@@ -1,0 +1,282 @@
+"""The loop around the trainer: metrics, checkpoints, previews, evaluations, requests, end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcm_sidecar.checkpoints.training_state import (
+    Manifest,
+    TrainingState,
+    load_checkpoint,
+    prune,
+    write_checkpoint,
+)
+from rcm_sidecar.config import RunConfig
+from rcm_sidecar.errors import CheckpointError
+from rcm_sidecar.files import write_tensors
+from rcm_sidecar.link import JobCancelled, JobLink
+from rcm_sidecar.protocol import CheckpointBody, EndBody, Export, Progress, TrainingStart
+from rcm_sidecar.training.determinism import Environment
+from rcm_sidecar.training.health import NonFinite, NonFiniteWindow
+from rcm_sidecar.training.metric_log import MetricLog
+from rcm_sidecar.training.products import Products
+from rcm_sidecar.training.setup import Trained
+from rcm_sidecar.training.state import capture, restore
+from rcm_sidecar.training.trainer import StepResult
+
+_RECENT = 0.05
+"""Weight of the newest step in the average that the estimate of the remaining time is made from."""
+
+
+@dataclass
+class TrainingLoop:
+    """One training job from its first step (or a checkpoint) to its end.
+
+    Attributes:
+        start: The job.
+        config: Its config.
+        trained: What is trained.
+        products: What is made of it.
+        environment: What results depend on, stored in checkpoints.
+        config_hash: sha256 of the config, stored in checkpoints.
+        link: Where reports go and requests come from.
+    """
+
+    start: TrainingStart
+    config: RunConfig
+    trained: Trained
+    products: Products
+    environment: Environment
+    config_hash: str
+    link: JobLink
+    _log: MetricLog = field(init=False)
+    _window: NonFiniteWindow = field(init=False)
+    _saved: tuple[int, str] | None = field(init=False, default=None)
+    _exports: tuple[Export, ...] = field(init=False, default=())
+    _latest: dict[str, float] = field(init=False, default_factory=dict)
+    _seconds: float = field(init=False, default=0.0)
+    _bad_batch: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        settings = self.config.health.non_finite
+        self._log = MetricLog(self.config.logging.every_steps)
+        self._window = NonFiniteWindow(settings.policy, settings.max_share, settings.window_steps)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.trained.trainer.step
+
+    def resume(self, state: TrainingState, folder: Path) -> None:
+        """Go on from a loaded checkpoint."""
+        restore(self.trained, state)
+        self._log.last = {name: int(step) for name, step in state.values["lastPhaseSteps"].items()}
+        self._window.steps = [int(step) for step in state.values["nonFiniteSteps"]]
+        if folder.parent == self._root:
+            self._saved = (state.step, _relative(folder))
+
+    def run(self) -> EndBody:
+        """Train to the last step, export, evaluate.
+
+        Raises:
+            TrainingError: E_NON_FINITE.
+            HostError: E_DISK_FULL.
+        """
+        try:
+            self.link.activity("training", self.step)
+            self._handle_requests()
+            self._evaluate_if_due()
+            while self.step < self.trained.steps:
+                self._one_step()
+            self._finish()
+        except JobCancelled as cancelled:
+            if cancelled.cancel.checkpoint:
+                self.checkpoint("stop")
+            return self._end("stopped")
+        return self._end("succeeded")
+
+    def checkpoint(self, reason: str) -> tuple[int, str]:
+        """Write a checkpoint of this step unless there is one; returns its step and path below the run directory."""
+        if self._saved is not None and self._saved[0] == self.step:
+            return self._saved
+        self.link.activity("checkpointing", self.step)
+        started = time.perf_counter()
+        state = capture(self.trained, self._state_values())
+        written = write_checkpoint(self._root, state, self.environment, self.config_hash)
+        if self.start.smoke:
+            _compare(state, load_checkpoint(written.folder)[0])
+        self._saved = (self.step, _relative(written.folder))
+        settings = self.config.checkpoints
+        prune(self._root, settings.keep_last, settings.keep_every_steps)
+        self.link.checkpoint(
+            CheckpointBody(
+                step=self.step,
+                path=self._saved[1],
+                bytes=float(written.bytes),
+                seconds=time.perf_counter() - started,
+                reason=reason,
+            )
+        )
+        self.link.activity("training", self.step)
+        return self._saved
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.start.run_dir) / "checkpoints"
+
+    def _one_step(self) -> None:
+        trainer = self.trained.trainer
+        work = None if self._bad_batch else trainer.work()
+        result = trainer.run_step()
+        self._report(result)
+        if result.non_finite is not None:
+            if work is not None:
+                self._keep_bad_batch(result.step, work.inputs)
+            self._window_add(result.non_finite)
+        self._previews_if_due()
+        if _is_due(self.step, self.config.checkpoints.every_steps):
+            self.checkpoint("schedule")
+        if self.step < self.trained.steps:
+            self._evaluate_if_due()
+        self._handle_requests()
+
+    def _report(self, result: StepResult) -> None:
+        values = {**result.values, "time/step_ms": 1000 * result.seconds}
+        if self._log.is_due(result.phase, result.step):
+            self.link.metric(result.step, result.phase, values)
+        self._latest |= {name: value for name, value in result.values.items() if name.endswith("/loss")}
+        share = 1.0 if self._seconds == 0 else _RECENT
+        self._seconds += share * (result.seconds - self._seconds)
+        updates = self.trained.trainer.updates
+        self.link.progress(
+            Progress(
+                step=result.step,
+                steps=self.trained.steps,
+                phase=result.phase,
+                student_updates=updates.get("student", 0),
+                critic_updates=updates.get("critic", 0),
+                samples_per_second=self.trained.samples / max(self._seconds, 1e-9),
+                eta_seconds=self._seconds * (self.trained.steps - result.step),
+                values=dict(self._latest),
+            )
+        )
+
+    def _window_add(self, found: NonFinite) -> None:
+        self.link.alarm("E_NON_FINITE", found.message, found.step, found.details)
+        self._window.add(found)
+
+    def _keep_bad_batch(self, step: int, inputs: Mapping[str, torch.Tensor]) -> None:
+        """The first bad batch of an attempt is kept for a person to look at."""
+        self._bad_batch = True
+        write_tensors(Path(self.start.run_dir) / "diagnostics" / f"step-{step:08d}-batch.safetensors", inputs)
+
+    def _previews_if_due(self) -> None:
+        if _is_due(self.step, self.config.evaluation.previews.every_steps):
+            self.link.activity("sampling", self.step)
+            self.products.previews(self.step)
+            self.link.activity("training", self.step)
+
+    def _evaluate_if_due(self) -> None:
+        """The evaluation of an unfinished run, unless it is there already (a run that was resumed)."""
+        step = self.step
+        if step == 0 or step >= self.trained.steps or not _is_due(step, self.config.evaluation.every_steps):
+            return
+        if not self.products.is_evaluated(step):
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        if not self.start.plan.rows:
+            return
+        self.link.activity("evaluating", self.step)
+        self.products.evaluate(self.step)
+        self.link.activity("training", self.step)
+
+    def _finish(self) -> None:
+        if self.config.checkpoints.on_stop:
+            self.checkpoint("end")
+        self.link.activity("checkpointing", self.step)
+        self._exports = self.products.export(self.step)
+        self.link.requests.raise_if_cancelled_now()
+        if not self.products.is_evaluated(self.step):
+            self._evaluate()
+
+    def _handle_requests(self) -> None:
+        requests = self.link.requests
+        self._serve_tickets()
+        requests.wait_while_paused(self.step, self._serve_tickets)
+        requests.raise_if_cancelled_now()
+
+    def _serve_tickets(self) -> None:
+        requests = self.link.requests
+        while (ticket := requests.take_checkpoint()) is not None:
+            try:
+                step, path = self.checkpoint(ticket.reason or "request")
+            except Exception as error:
+                ticket.fail(error)
+                raise
+            ticket.done({"step": step, "path": path})
+        while (sample := requests.take_sample()) is not None:
+            self.link.activity("sampling", self.step)
+            self.products.sample(sample, self.step)
+            self.link.activity("training", self.step)
+
+    def _state_values(self) -> dict[str, Any]:
+        return {"lastPhaseSteps": dict(self._log.last), "nonFiniteSteps": list(self._window.steps)}
+
+    def _end(self, state: Any) -> EndBody:
+        updates = self.trained.trainer.updates
+        return EndBody(
+            state=state,
+            step=self.step,
+            student_updates=updates.get("student", 0),
+            critic_updates=updates.get("critic", 0),
+            checkpoint=None if self._saved is None else self._saved[1],
+            exports=self._exports,
+        )
+
+
+def check_drift(manifest: Manifest, here: Environment, allow: bool, link: JobLink) -> None:
+    """Refuse a checkpoint of another torch version: the run would go on with other rounding.
+
+    Raises:
+        CheckpointError: E_TORCH_DRIFT.
+    """
+    there = manifest.environment
+    if there.torch != here.torch:
+        message = f"The checkpoint was written with torch {there.torch}, this is torch {here.torch}."
+        if not allow:
+            hint = "Use that version, or accept slightly different results with --allow-drift."
+            raise CheckpointError("E_TORCH_DRIFT", message, hint, {"checkpoint": there.torch, "here": here.torch})
+        link.log("warn", message)
+    if there.cpu_capability != here.cpu_capability:
+        link.log(
+            "warn",
+            f"The checkpoint was written with {there.cpu_capability} instructions, this machine uses "
+            f"{here.cpu_capability}: the last bits of results may differ.",
+        )
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step > 0 and step % every == 0
+
+
+def _relative(folder: Path) -> str:
+    return f"checkpoints/{folder.name}"
+
+
+def _compare(written: TrainingState, read: TrainingState) -> None:
+    """A smoke run reads its checkpoint back.
+
+    Raises:
+        CheckpointError: E_CHECKPOINT_CORRUPT.
+    """
+    for stem, tensors in written.tensors.items():
+        for name, tensor in tensors.items():
+            if not torch.equal(tensor.detach(), read.tensors[stem][name]):
+                raise CheckpointError("E_CHECKPOINT_CORRUPT", f"{name} in {stem} was not read back as it was written.")

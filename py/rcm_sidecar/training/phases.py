@@ -1,0 +1,237 @@
+"""What each step of a distillation does: the method's phases as closures over the batch (rcm-method section 6).
+
+All random numbers come from (seed, step, stream) and are drawn for the whole batch, so that neither an interruption
+nor the size of micro-batches changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcm_sidecar.config import LogNormalSigma, RunConfig, TimeDistribution, UniformLogisticNormal, UniformShifted
+from rcm_sidecar.data import TrainingData
+from rcm_sidecar.diffusion.guidance import Branches, Network
+from rcm_sidecar.diffusion.time_distributions import draw
+from rcm_sidecar.evaluation.sampling import Conditioning
+from rcm_sidecar.methods import dcm, dmd, rcm, scm
+from rcm_sidecar.methods.loss import Loss
+from rcm_sidecar.training.randomness import generator, normal
+from rcm_sidecar.training.trainer import Term, Work
+
+_BUCKETS = range(scm.TIME_BUCKETS)
+_SCM_SCALARS = {
+    "scm/loss": "loss",
+    "scm/g_norm": "g_norm",
+    "scm/jvp_norm": "jvp_norm",
+    "scm/teacher_gap": "teacher_gap",
+    "grad_norm/scm": "grad_norm",
+    **{f"scm/teacher_gap_bucket_{index}": f"teacher_gap_bucket_{index}" for index in _BUCKETS},
+}
+_SCM_COUNTS = {f"scm/teacher_gap_bucket_{index}": f"teacher_gap_count_{index}" for index in _BUCKETS}
+_DMD_SCALARS = {"dmd/loss": "loss", "grad_norm/dmd": "grad_norm"}
+_DCM_SCALARS = {"dcm/loss": "loss", "dcm/teacher_gap": "teacher_gap", "grad_norm/dcm": "grad_norm"}
+_CRITIC_SCALARS = {"critic/loss": "loss"}
+
+
+def draw_times(distribution: TimeDistribution, count: int, source: torch.Generator) -> Tensor:
+    """TrigFlow times [count], float64, of a config's distribution."""
+    match distribution:
+        case LogNormalSigma(mean=mean, std=std):
+            return draw("logNormalSigma", count, generator=source, mean=mean, std=std)
+        case UniformShifted(shift=shift):
+            return draw("uniformShifted", count, generator=source, shift=shift)
+        case UniformLogisticNormal(std=std):
+            return draw("uniformLogisticNormal", count, generator=source, std=std)
+
+
+def method_schedule(config: RunConfig) -> rcm.MethodSchedule:
+    """The settings that decide phases."""
+    return rcm.MethodSchedule(
+        method=config.method,
+        student_every=config.schedule.student_every,
+        tangent_warmup_updates=config.losses.scm.tangent_warmup_updates,
+        critic_head_start_steps=config.losses.dmd.critic_head_start_steps,
+    )
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Velocity networks f(x, t, text) and their time scale; `critic` is None for methods without one."""
+
+    student: Network
+    teacher: Network
+    critic: Network | None
+    time_scale: float
+
+
+@dataclass(frozen=True)
+class DistillationPlan:
+    """The plan of a distillation: call it with a step and the update counters.
+
+    Attributes:
+        config: Method, losses, times.
+        networks: What the losses call.
+        data: Latents and labels by position.
+        condition: Labels to text, frozen.
+        branches: How the teacher's two guidance passes run.
+    """
+
+    config: RunConfig
+    networks: Networks
+    data: TrainingData
+    condition: Conditioning
+    branches: Branches = "sequential"
+
+    def __call__(self, step: int, updates: Mapping[str, int]) -> Work:
+        """The work of `step` (from 0)."""
+        student, critic = updates["student"], updates.get("critic", 0)
+        phase = rcm.next_phase(method_schedule(self.config), student, critic)
+        size = self.config.schedule.batch_size
+        batch = self.data.batch(step * size, size, self.config.seed)
+        with torch.no_grad():
+            text = self.condition(batch.labels)
+        draws = _Draws(self.config.seed, step, batch.latents)
+        own = updates[phase.name]
+        make: dict[str, Callable[[], Term]] = {
+            "scm": lambda: self._scm(draws, batch.latents, text, phase.warmup_ratio),
+            "dcm": lambda: self._dcm(draws, batch.latents, text),
+            "dmd": lambda: self._dmd(draws, text, own),
+            "critic": lambda: self._critic(draws, text, own),
+        }
+        terms = tuple(make[name]() for name in phase.losses)
+        return Work(phase.name, phase.name, terms, size, {"latents": batch.latents, "labels": batch.labels})
+
+    def _guided(self, text: Tensor) -> dict[str, Any]:
+        guidance = self.config.teacher.guidance
+        return {
+            "text": text,
+            "negative": None if guidance == 1 else self.condition.empty(len(text)),
+            "guidance": guidance,
+            "time_scale": self.networks.time_scale,
+            "branches": self.branches,
+        }
+
+    def _scm(self, draws: _Draws, latents: Tensor, text: Tensor, ratio: float) -> Term:
+        settings, networks = self.config.losses.scm, self.networks
+        noise = draws.noise("scm/noise")
+        u = draws.times("scm/time", settings.time_distribution)
+
+        def loss(chosen: slice) -> Loss:
+            return scm.scm_loss(
+                networks.student,
+                networks.teacher,
+                latents[chosen],
+                noise[chosen],
+                u[chosen],
+                warmup_ratio=ratio,
+                warmup=settings.warmup,
+                derivative=settings.time_derivative,
+                difference_step=settings.finite_difference_step,
+                norm_offset=settings.tangent_norm_offset,
+                **self._guided(text[chosen]),
+            ).weighted(settings.weight)
+
+        return Term("scm", u, loss, _SCM_SCALARS, _SCM_COUNTS)
+
+    def _dcm(self, draws: _Draws, latents: Tensor, text: Tensor) -> Term:
+        settings, networks = self.config.losses.dcm, self.networks
+        noise = draws.noise("dcm/noise")
+        q = draws.uniform("dcm/time") * (1 - settings.teacher_steps / settings.grid_steps)
+
+        def loss(chosen: slice) -> Loss:
+            return dcm.dcm_loss(
+                networks.student,
+                networks.teacher,
+                latents[chosen],
+                noise[chosen],
+                q[chosen],
+                steps=settings.grid_steps,
+                skip=settings.teacher_steps,
+                shift=settings.shift,
+                **self._guided(text[chosen]),
+            ).weighted(settings.weight)
+
+        times = dcm.grid_times(q, settings.grid_steps, settings.teacher_steps, settings.shift)[0]
+        return Term("dcm", times, loss, _DCM_SCALARS)
+
+    def _dmd(self, draws: _Draws, text: Tensor, own_updates: int) -> Term:
+        settings, critic, teacher = self.config.losses.dmd, self._the_critic(), self.networks.teacher
+        rollout = self._rollout(draws, "dmd", text, own_updates)
+        noise = draws.noise("dmd/noise")
+        u = draws.times("dmd/time", settings.time_distribution)
+
+        def loss(chosen: slice) -> Loss:
+            return dmd.dmd_loss(
+                rollout(chosen), noise[chosen], u[chosen], critic=critic, teacher=teacher, **self._guided(text[chosen])
+            ).weighted(settings.weight)
+
+        return Term("dmd", u, loss, _DMD_SCALARS)
+
+    def _critic(self, draws: _Draws, text: Tensor, own_updates: int) -> Term:
+        critic, time_scale = self._the_critic(), self.networks.time_scale
+        rollout = self._rollout(draws, "critic", text, own_updates)
+        noise = draws.noise("critic/noise")
+        u = draws.times("critic/time", self.config.losses.dmd.time_distribution)
+
+        def loss(chosen: slice) -> Loss:
+            with torch.no_grad():
+                generated = rollout(chosen)
+            return dmd.critic_loss(
+                generated, noise[chosen], u[chosen], critic=critic, text=text[chosen], time_scale=time_scale
+            )
+
+        return Term("critic", u, loss, _CRITIC_SCALARS)
+
+    def _rollout(self, draws: _Draws, stream: str, text: Tensor, own_updates: int) -> Callable[[slice], Tensor]:
+        """The student's own samples of some of the batch; the last call carries gradient if gradients are on."""
+        settings = self.config.losses.dmd
+        length = rcm.rollout_length(own_updates, settings.rollout_steps)
+        start = draws.noise(f"{stream}/rollout-start")
+        fresh = [draws.noise(f"{stream}/rollout-noise-{index}") for index in range(1, length)]
+        following: Any = settings.rollout_times
+        if following == "random":
+            drawn = [
+                draws.times(f"{stream}/rollout-time-{index}", settings.time_distribution) for index in range(1, length)
+            ]
+            following = torch.stack(drawn) if drawn else torch.empty(0, len(text), dtype=torch.float64)
+        times = rcm.rollout_times(length, len(text), following)
+
+        def run(chosen: slice) -> Tensor:
+            return dmd.rollout(
+                self.networks.student,
+                start[chosen],
+                times[:, chosen],
+                torch.stack([noise[chosen] for noise in fresh]) if fresh else None,
+                text=text[chosen],
+                time_scale=self.networks.time_scale,
+            )
+
+        return run
+
+    def _the_critic(self) -> Network:
+        assert self.networks.critic is not None  # the schedule has critic phases only for methods that have one
+        return self.networks.critic
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers of one step, shaped like its latents."""
+
+    seed: int
+    step: int
+    like: Tensor
+
+    def noise(self, stream: str) -> Tensor:
+        return normal(self.seed, self.step, stream, self.like.shape)
+
+    def times(self, stream: str, distribution: TimeDistribution) -> Tensor:
+        return draw_times(distribution, len(self.like), generator(self.seed, self.step, stream))
+
+    def uniform(self, stream: str) -> Tensor:
+        source = generator(self.seed, self.step, stream)
+        return torch.rand(len(self.like), generator=source, dtype=torch.float64)

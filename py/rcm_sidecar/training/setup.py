@@ -1,0 +1,206 @@
+"""Builds what a training job trains: networks, optimizers, averages, plans; checks the teacher first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rcm_sidecar.checkpoints.sources import content_key, folder_of, load_frozen, locate
+from rcm_sidecar.config import AdamW as AdamWSettings
+from rcm_sidecar.config import ConstantEma, PowerEma, RunConfig
+from rcm_sidecar.config import Ema as EmaSettings
+from rcm_sidecar.data import LabelConditioner, TrainingData, open_training_data
+from rcm_sidecar.data.label_conditioner import ROWS_PER_LABEL
+from rcm_sidecar.errors import ConfigError
+from rcm_sidecar.evaluation.sampling import Conditioning
+from rcm_sidecar.methods.rcm import updates_after
+from rcm_sidecar.networks import Network, build
+from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
+from rcm_sidecar.training.optimizer import AdamW
+from rcm_sidecar.training.phases import DistillationPlan, Networks, method_schedule
+from rcm_sidecar.training.pretrain import PretrainingPlan
+from rcm_sidecar.training.randomness import generator
+from rcm_sidecar.training.schedule import learning_rate
+from rcm_sidecar.training.teacher_check import check_guidance, check_roles_equal
+from rcm_sidecar.training.trainer import Role, Trainer
+
+NUM_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training job ready to run.
+
+    Attributes:
+        trainer: With all roles.
+        steps: Total number of steps.
+        samples: Samples of a step.
+        shown: The role that is evaluated and exported: student, or teacher when pretraining.
+        network: Its network.
+        conditioner: Its label table (learning when pretraining, else frozen).
+        condition: Labels to text, and the negative condition.
+        teacher: The frozen teacher, None when pretraining.
+        teacher_key: Content hash of teacher and label table; "" when pretraining.
+        data: Training data.
+    """
+
+    trainer: Trainer
+    steps: int
+    samples: int
+    shown: Role
+    network: Network
+    conditioner: LabelConditioner
+    condition: Conditioning
+    teacher: Network | None
+    teacher_key: str
+    data: TrainingData
+
+
+@dataclass(frozen=True)
+class ZeroNegative:
+    """A conditioning whose negative condition is zeros (`teacher.negative: zeros`)."""
+
+    table: LabelConditioner
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """Text of labels."""
+        text: Tensor = self.table(labels)
+        return text
+
+    def empty(self, batch: int) -> Tensor:
+        """Zeros [batch, L, D]."""
+        return torch.zeros_like(self.table.empty(batch))
+
+
+def conditioning(table: LabelConditioner, negative: str) -> Conditioning:
+    """The condition of a config's `teacher.negative`.
+
+    Raises:
+        ConfigError: E_CONFIG_NOT_YET.
+    """
+    if negative == "empty":
+        return table
+    if negative == "zeros":
+        return ZeroNegative(table)
+    raise ConfigError("E_CONFIG_NOT_YET", f"teacher.negative {negative!r} is not there yet.", "Use empty or zeros.")
+
+
+def set_up_distillation(config: RunConfig, check: bool) -> Trained:
+    """Load the teacher, start student and critic from it (or from given weights).
+
+    Args:
+        config: Of the run.
+        check: Look at the teacher first (`health.teacherCheck`).
+
+    Raises:
+        WeightsError: weights that do not fit, or E_TEACHER_CHECK.
+    """
+    path = locate(config.teacher.weights)
+    teacher = load_frozen(config.model, path)
+    table = LabelConditioner.load(folder_of(path))
+    condition = conditioning(table, config.teacher.negative)
+    data = open_training_data(config)
+    schedule = method_schedule(config)
+    student = _start(config, config.student.init, teacher)
+    critic = _start(config, config.critic.init, teacher) if schedule.has_critic else None
+    if check:
+        batch = data.batch(0, min(16, data.size), config.seed)
+        check_guidance(teacher, batch, condition, config.teacher.guidance, teacher.spec.time_scale)
+        same = {"student": (config.student.init, student), "critic": (config.critic.init, critic)}
+        copies = {name: net for name, (init, net) in same.items() if init == "teacher" and net is not None}
+        check_roles_equal(teacher, copies, batch, condition, teacher.spec.time_scale)
+    student_total, critic_total = updates_after(schedule, config.schedule.steps)
+    roles = {"student": make_role("student", _named(student), config.student.optimizer, student_total)}
+    roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
+    if critic is not None:
+        roles["critic"] = make_role("critic", _named(critic), config.critic.optimizer, critic_total)
+    networks = Networks(student, teacher, critic, teacher.spec.time_scale)
+    plan = DistillationPlan(config, networks, data, condition)
+    samples = config.schedule.batch_size
+    trainer = Trainer(roles, plan, micro_batch=micro_batch(config, samples))
+    return Trained(
+        trainer,
+        config.schedule.steps,
+        samples,
+        roles["student"],
+        student,
+        table,
+        condition,
+        teacher,
+        content_key(path),
+        data,
+    )
+
+
+def set_up_pretraining(config: RunConfig) -> Trained:
+    """A fresh teacher and its label table, initialised from the run's seed."""
+    source = generator(config.seed, 0, "pretrain/weights")
+    network = build(config.model.name, generator=source, **config.model.overrides.arguments())
+    table = LabelConditioner(
+        NUM_CLASSES, ROWS_PER_LABEL, network.spec.text_dim, generator=generator(config.seed, 0, "pretrain/labels")
+    )
+    data = open_training_data(config)
+    settings = config.pretrain
+    parameters = {**_named(network), **{f"conditioner.{name}": value for name, value in table.named_parameters()}}
+    role = make_role("teacher", parameters, settings.optimizer, settings.steps)
+    role.emas = [Ema(parameters, _decay(settings.ema))]
+    plan = PretrainingPlan(config, network, table, data, network.spec.time_scale)
+    trainer = Trainer({"teacher": role}, plan, micro_batch=micro_batch(config, settings.batch_size))
+    condition = conditioning(table, config.teacher.negative)
+    return Trained(trainer, settings.steps, settings.batch_size, role, network, table, condition, None, "", data)
+
+
+def micro_batch(config: RunConfig, samples: int) -> int:
+    """Samples of one forward; `auto` is the whole batch on a CPU.
+
+    Raises:
+        ConfigError: E_CONFIG_VALUE when it does not divide the batch.
+    """
+    size = config.schedule.micro_batch_size
+    if size == "auto":
+        return samples
+    if samples % size:
+        raise ConfigError("E_CONFIG_VALUE", f"schedule.microBatchSize {size} does not divide the batch of {samples}.")
+    return size
+
+
+def make_role(name: str, parameters: Mapping[str, Tensor], settings: AdamWSettings, total_updates: int) -> Role:
+    """A role with the optimizer and learning rates of its config block."""
+    optimizer = AdamW(
+        parameters, betas=settings.betas, epsilon=settings.epsilon, weight_decay=settings.weight_decay
+    )
+
+    def rate(update: int) -> float:
+        return learning_rate(
+            update,
+            base=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_updates=settings.warmup_updates,
+            total_updates=total_updates,
+            final_share=settings.final_share,
+        )
+
+    return Role(name, parameters, optimizer, rate, settings.clip_norm)
+
+
+def _start(config: RunConfig, init: str, teacher: Network) -> Network:
+    if init == "teacher":
+        return copy.deepcopy(teacher).requires_grad_(True)
+    return load_frozen(config.model, Path(locate(init))).requires_grad_(True)
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
+    return dict(network.named_parameters())
+
+
+def _decay(settings: EmaSettings) -> DecayRule:
+    match settings:
+        case PowerEma(relative_width=width):
+            return power_decay(width)
+        case ConstantEma(decay=decay):
+            return constant_decay(decay)
