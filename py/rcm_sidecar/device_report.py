@@ -27,7 +27,7 @@ def describe() -> Ready:
             facts = torch.cuda.get_device_properties(index)
             gpus.append(Gpu(name=facts.name, memory_bytes=float(facts.total_memory)))
     return Ready(
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a TorchVersion, which no encoder knows
         cuda=torch.version.cuda,
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),

@@ -64,7 +64,7 @@ export function runFailed(
   return new RunFailedError(code, error?.message ?? 'The run failed.', {
     runId: record.id,
     runDir,
-    hint: error?.hint,
+    hint: error?.hint ?? `See the logs in ${join(runDir, 'logs')}, then go on with: rcm-bridge resume ${record.id}`,
     ...(cause === undefined ? {} : { cause }),
   });
 }
