@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rcm_sidecar.errors import WeightsError
@@ -34,7 +35,8 @@ class LabelConditioner(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """Text [B, rows, dim] of labels [B] (int64)."""
-        return self.table[labels]
+        text: Tensor = self.table[labels]
+        return text
 
     def empty(self, batch: int) -> Tensor:
         """The empty condition, [batch, rows, dim]."""
@@ -42,8 +44,6 @@ class LabelConditioner(nn.Module):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the table as safetensors to `path`. Not atomic: callers write into a folder they rename."""
-        from safetensors.torch import save_file
-
         save_file({"table": self.table.detach().cpu().contiguous()}, str(path))
 
     @classmethod
@@ -78,5 +78,6 @@ def _read_table(file: Path) -> Tensor:
     except (SafetensorError, OSError) as error:
         raise WeightsError("E_WEIGHTS_FORMAT", f"{file} cannot be read as safetensors: {error}") from error
     if table.dim() != 3 or table.shape[0] < 2:
-        raise WeightsError("E_WEIGHTS_SHAPE", f"{file}: a label table is [classes + 1, rows, width]: {tuple(table.shape)}.")
+        shape = tuple(table.shape)
+        raise WeightsError("E_WEIGHTS_SHAPE", f"{file}: a label table is [classes + 1, rows, width], not {shape}.")
     return table

@@ -121,7 +121,8 @@ def open_training_data(config: RunConfig) -> TrainingData:
         ConfigError: E_CONFIG_NOT_YET for a kind or split that does not exist yet.
     """
     if config.data.kind != "digits":
-        raise ConfigError("E_CONFIG_NOT_YET", f"data.kind {config.data.kind} is not there yet.", "Use data.kind: digits.")
+        message = f"data.kind {config.data.kind} is not there yet."
+        raise ConfigError("E_CONFIG_NOT_YET", message, "Use data.kind: digits.")
     if config.data.hold_out != _DIGITS_HOLD_OUT:
         raise ConfigError("E_CONFIG_NOT_YET", "The digits ship with a fixed split.", "Use data.holdOut: 0.2.")
     data = load_digits_data()

@@ -75,7 +75,8 @@ def preview_grids(
     """
     previews = config.evaluation.previews
     if previews.prompts != DIGITS_PROMPTS:
-        raise ConfigError("E_CONFIG_NOT_YET", f"Previews of {previews.prompts} are not there yet.", f"Use {DIGITS_PROMPTS}.")
+        message = f"Previews of {previews.prompts} are not there yet."
+        raise ConfigError("E_CONFIG_NOT_YET", message, f"Use {DIGITS_PROMPTS}.")
     if not previews.seeds:
         return []
     source = _source(config, condition, check_cancelled)

@@ -77,9 +77,7 @@ class Evaluator:
         }
         shape = (len(labels), *self.source.latent_shape)
         key = cache_key(self.teacher_key, settings)
-        return cached(
-            self.cache_dir, key, shape, lambda: self.source.teacher(teacher, labels, steps, guidance, seed)
-        )
+        return cached(self.cache_dir, key, shape, lambda: self.source.teacher(teacher, labels, steps, guidance, seed))
 
     def draw(self, row: PlanRow) -> tuple[ImageSet, float | None]:
         """The images of a row and the seconds one took; None for images of the data set."""
@@ -99,7 +97,9 @@ class Evaluator:
         return ImageSet(drawn.latents, self.labels), drawn.seconds
 
 
-def make_references(plan: EvaluationPlan, data: DigitsData, features: FeatureFunction, fresh: Drawn | None) -> References:
+def make_references(
+    plan: EvaluationPlan, data: DigitsData, features: FeatureFunction, fresh: Drawn | None
+) -> References:
     """What all rows of `plan` are compared with; `fresh` is a set of the teacher drawn with another seed."""
     train = features(data.train_images)[0]
     return References(

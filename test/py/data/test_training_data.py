@@ -67,7 +67,9 @@ def test_what_does_not_exist_yet_says_so(change):
     assert caught.value.code == "E_CONFIG_NOT_YET"
 
 
-@pytest.mark.parametrize(("mean", "std", "warns"), [(0.05, 1.05, False), (0.2, 1, True), (0, 0.85, True), (0, 1.2, True)])
+@pytest.mark.parametrize(
+    ("mean", "std", "warns"), [(0.05, 1.05, False), (0.2, 1, True), (0, 0.85, True), (0, 1.2, True)]
+)
 def test_statistics_warn_with_the_numbers(mean, std, warns):
     warning = statistics_warning(Statistics(mean, std))
     assert (warning is not None) == warns

@@ -23,7 +23,10 @@ def gaussian(seed: int, n: int, d: int) -> torch.Tensor:
 
 @given(means=st.lists(st.floats(-5, 5), min_size=2, max_size=2), stds=st.lists(st.floats(0, 5), min_size=2, max_size=2))
 def test_closed_form_in_one_dimension(means, stds):
-    a, b = (Moments(torch.tensor([m], dtype=torch.float64), torch.tensor([[s * s]], dtype=torch.float64), 9) for m, s in zip(means, stds))
+    a, b = (
+        Moments(torch.tensor([m], dtype=torch.float64), torch.tensor([[s * s]], dtype=torch.float64), 9)
+        for m, s in zip(means, stds)
+    )
     wanted = (means[0] - means[1]) ** 2 + (stds[0] - stds[1]) ** 2
     assert frechet_distance(a, b).item() == pytest.approx(wanted, abs=1e-6)
 

@@ -50,7 +50,12 @@ def test_a_hand_made_line():
 
 def test_copies_of_the_real_set_are_perfect():
     real = cloud(0, 100)
-    assert scores(real, real.clone()) == {"precision": 1, "density": scores(real, real)["density"], "recall": 1, "coverage": 1}
+    assert scores(real, real.clone()) == {
+        "precision": 1,
+        "density": scores(real, real)["density"],
+        "recall": 1,
+        "coverage": 1,
+    }
 
 
 def test_one_mode_of_two_has_precision_but_half_the_recall_and_coverage():
