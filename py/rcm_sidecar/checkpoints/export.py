@@ -71,8 +71,6 @@ def export(product: Product, folder: Path, layout: Literal["official", "diffuser
     return folder
 
 
-
-
 def sampler_document(product: Product, weights: str) -> dict[str, Any]:
     """The content of sampler.json: all that sampling needs to know."""
     config, data = product.config, load_digits_data()

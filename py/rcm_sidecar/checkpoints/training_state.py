@@ -74,9 +74,7 @@ def step_folder(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_checkpoint(
-    root: Path, state: TrainingState, environment: Environment, config_hash: str
-) -> WrittenCheckpoint:
+def write_checkpoint(root: Path, state: TrainingState, environment: Environment, config_hash: str) -> WrittenCheckpoint:
     """Write `root/step-XXXXXXXX`; an older folder of that name is replaced.
 
     Raises:

@@ -171,9 +171,7 @@ def micro_batch(config: RunConfig, samples: int) -> int:
 
 def make_role(name: str, parameters: Mapping[str, Tensor], settings: AdamWSettings, total_updates: int) -> Role:
     """A role with the optimizer and learning rates of its config block."""
-    optimizer = AdamW(
-        parameters, betas=settings.betas, epsilon=settings.epsilon, weight_decay=settings.weight_decay
-    )
+    optimizer = AdamW(parameters, betas=settings.betas, epsilon=settings.epsilon, weight_decay=settings.weight_decay)
 
     def rate(update: int) -> float:
         return learning_rate(

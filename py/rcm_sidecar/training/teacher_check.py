@@ -19,9 +19,7 @@ _LEAST_CHANGE = 1e-6
 
 
 @torch.no_grad()
-def check_guidance(
-    teacher: Network, batch: Batch, condition: Conditioning, guidance: float, time_scale: float
-) -> None:
+def check_guidance(teacher: Network, batch: Batch, condition: Conditioning, guidance: float, time_scale: float) -> None:
     """The output is finite, not zero, and differs between condition and negative condition.
 
     Raises:
