@@ -21,13 +21,14 @@ const packr = new Packr({
 /**
  * Packs a value as msgpack that Python reads back unchanged, into memory of its own (ZeroMQ does not copy what it sends).
  *
+ * The one thing lost without an error is the sign of -0, which msgpackr writes as the integer 0.
+ *
  * @throws CodecError naming the path of a value that would be altered: typed arrays other than bytes, BigInt, whole
  * numbers outside [-2^31, 2^32), functions, symbols, Map, Set, Date and other class instances.
  */
 export function pack(value: unknown): Uint8Array {
   check(value, '$');
-  const packed = packr.pack(value);
-  return Uint8Array.prototype.slice.call(packed);
+  return new Uint8Array(packr.pack(value));
 }
 
 /** Unpacks one msgpack value. A 64-bit integer that a number cannot hold becomes a BigInt. */

@@ -14,7 +14,8 @@ export interface Echo {
 
 export function startEcho(): Echo {
   const child = spawn(testPython(), ['-P', join(fixtures, 'echo.py')], { stdio: ['pipe', 'pipe', 'inherit'] });
-  const readNumber = async (): Promise<number> => (await readBytes(child, 4)).readUInt32LE();
+  const readBytes = byteReader(child);
+  const readNumber = async (): Promise<number> => (await readBytes(4)).readUInt32LE();
   return {
     send: async (group, frames, frameBytes = 4 * 2 ** 20) => {
       const all = [pack([group, frameBytes]), ...frames];
@@ -22,7 +23,7 @@ export function startEcho(): Echo {
       child.stdin.write(Buffer.concat([number(all.length), ...parts]));
       const answer: Uint8Array[] = [];
       const count = await readNumber();
-      for (let index = 0; index < count; index += 1) answer.push(await readBytes(child, await readNumber()));
+      for (let index = 0; index < count; index += 1) answer.push(await readBytes(await readNumber()));
       if (answer[0]?.[0] === 0x21) throw new Error(Buffer.from(answer[0]).toString('utf8').slice(1));
       return answer;
     },
@@ -36,12 +37,28 @@ function number(value: number): Buffer {
   return bytes;
 }
 
-async function readBytes(child: ChildProcessByStdio<Writable, Readable, null>, count: number): Promise<Buffer> {
-  for (;;) {
-    if (count === 0) return Buffer.alloc(0);
-    const bytes = child.stdout.read(count) as Buffer | null;
-    if (bytes !== null && bytes.length === count) return bytes;
-    if (bytes !== null || child.exitCode !== null) throw new Error('the echo ended');
-    await new Promise(resolve => child.stdout.once('readable', resolve));
-  }
+/** Reads exact numbers of bytes from a child, in the order asked. */
+function byteReader(child: ChildProcessByStdio<Writable, Readable, null>): (count: number) => Promise<Buffer> {
+  let held: Buffer = Buffer.alloc(0);
+  let ended = false;
+  let wake: () => void = () => undefined;
+  child.stdout.on('data', (chunk: Buffer) => {
+    held = Buffer.concat([held, chunk]);
+    wake();
+  });
+  child.once('exit', () => {
+    ended = true;
+    wake();
+  });
+  return async count => {
+    while (held.length < count) {
+      if (ended) throw new Error('the echo ended');
+      await new Promise<void>(resolve => {
+        wake = resolve;
+      });
+    }
+    const bytes = held.subarray(0, count);
+    held = held.subarray(count);
+    return bytes;
+  };
 }
