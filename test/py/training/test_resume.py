@@ -1,0 +1,111 @@
+"""A resumed run equals an uninterrupted one bit for bit, through all phases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.tiny_run import comparable, run, start
+
+from rcm_sidecar.errors import CheckpointError
+from rcm_sidecar.link import Cancel, Recorded, RecordingLink
+from rcm_sidecar.protocol import DistillStart, PretrainStart
+
+STEPS, STOP = 12, 5
+CASES = [
+    pytest.param(DistillStart, {"method": "rcm"}, id="rcm"),
+    pytest.param(DistillStart, {"method": "dmd"}, id="dmd"),
+    pytest.param(DistillStart, {"method": "rcm", "student.optimizer.betas": [0.9, 0.99]}, id="rcm-momentum"),
+    pytest.param(DistillStart, {"method": "dcm", "schedule.microBatchSize": 4}, id="dcm-micro-batches"),
+    pytest.param(PretrainStart, {"pretrain.steps": STEPS}, id="pretrain"),
+]
+
+
+def stop_at(step: int, checkpoint: bool) -> RecordingLink:
+    """A link that cancels after a step."""
+
+    def on_record(record: Recorded) -> None:
+        if record.type == "progress" and record.body.step == step:
+            link.requests.cancel(Cancel(checkpoint))
+
+    link = RecordingLink(on_record)
+    return link
+
+
+@pytest.mark.parametrize(("job", "changes"), CASES)
+def test_a_resumed_run_is_bit_identical(job: Any, changes: dict[str, Any], tiny_teacher: Path, tmp_path: Path) -> None:
+    changes = {"teacher.weights": str(tiny_teacher), "logging.everySteps": 2, "schedule.steps": STEPS, **changes}
+    whole_end, whole = run(start(tmp_path / "whole", changes, job=job))
+    first_end, first = run(start(tmp_path / "parts", changes, job=job), stop_at(STOP, checkpoint=True))
+    assert (first_end.state, first_end.step) == ("stopped", STOP)
+    folder = tmp_path / "parts" / str(first_end.checkpoint)
+    torch.set_num_threads(2)  # the checkpoint's thread count must win
+    second_end, second = run(start(tmp_path / "parts", changes, job=job, resume_from=folder, attempt=2))
+    assert torch.get_num_threads() == 1
+
+    assert (second_end.state, second_end.step) == ("succeeded", STEPS)
+    assert comparable(first) + comparable(second) == comparable(whole)
+    assert len(comparable(second)) > 0
+    assert (second_end.student_updates, second_end.critic_updates) == (
+        whole_end.student_updates,
+        whole_end.critic_updates,
+    )
+    final = [tmp_path / name / "checkpoints" / f"step-{STEPS:08d}" for name in ("whole", "parts")]
+    names = sorted(path.name for path in final[0].glob("*.safetensors"))
+    assert names == sorted(path.name for path in final[1].glob("*.safetensors"))
+    for name in names:
+        straight, resumed = load_file(final[0] / name), load_file(final[1] / name)
+        assert straight.keys() == resumed.keys()
+        for key in straight:
+            assert torch.equal(straight[key], resumed[key]), (name, key)
+    states = [json.loads((folder / "state.json").read_text()) for folder in final]
+    assert states[0] == states[1]
+
+
+def test_all_phases_take_part_in_the_comparison(tiny_teacher: Path, tmp_path: Path) -> None:
+    _, link = run(start(tmp_path, {"teacher.weights": str(tiny_teacher)}))
+    names = {name for _, _, values in comparable(link) for name in values}
+    assert {"scm/loss", "dmd/loss", "critic/loss", "grad_norm/student", "grad_norm/critic", "lr/critic"} <= names
+    warmup = [values for step, phase, values in comparable(link) if step <= 2]
+    assert all("dmd/loss" not in values for values in warmup)
+
+
+def test_resume_at_the_total_only_exports(tiny_teacher: Path, tmp_path: Path) -> None:
+    changes = {"teacher.weights": str(tiny_teacher), "schedule.steps": 2, "checkpoints.export": ["official"]}
+    end, _ = run(start(tmp_path, changes))
+    folder = tmp_path / str(end.checkpoint)
+    weights = tmp_path / "export" / "official" / "model.safetensors"
+    before = load_file(weights)
+    weights.unlink()
+    again, link = run(start(tmp_path, changes, resume_from=folder, attempt=2))
+    assert again.state == "succeeded" and again.step == 2 and again.checkpoint == end.checkpoint
+    after = load_file(weights)
+    assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    assert link.of_type("metric") == [] and link.of_type("checkpoint") == []
+
+
+def test_another_torch_is_refused_unless_allowed(tiny_teacher: Path, tmp_path: Path) -> None:
+    changes = {"teacher.weights": str(tiny_teacher), "schedule.steps": 3}
+    end, _ = run(start(tmp_path, changes), stop_at(1, checkpoint=True))
+    folder = tmp_path / str(end.checkpoint)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "torch": "2.0.0"}))
+    with pytest.raises(CheckpointError) as caught:
+        run(start(tmp_path, changes, resume_from=folder))
+    assert caught.value.code == "E_TORCH_DRIFT"
+    assert "2.0.0" in caught.value.message and torch.__version__ in caught.value.message
+    drifted, link = run(start(tmp_path, changes, resume_from=folder, allow_drift=True))
+    assert drifted.state == "succeeded"
+    assert any("2.0.0" in record["message"] for record in link.of_type("log"))
+
+
+def test_a_checkpoint_of_another_method_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+    changes = {"teacher.weights": str(tiny_teacher), "schedule.steps": 2}
+    end, _ = run(start(tmp_path, {**changes, "method": "scm"}))
+    with pytest.raises(CheckpointError) as caught:
+        run(start(tmp_path, {**changes, "method": "rcm"}, resume_from=tmp_path / str(end.checkpoint)))
+    assert "critic" in caught.value.message
