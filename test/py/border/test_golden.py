@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from rcm_sidecar import protocol, wire
 
 GOLDEN = Path(__file__).resolve().parents[2] / "fixtures" / "golden"
