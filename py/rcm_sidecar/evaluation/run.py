@@ -160,7 +160,8 @@ def run_evaluation(
     rows = []
     for row in plan.rows:
         check_cancelled()
-        rows.append(_measure(evaluator, row, references))
+        images, seconds = evaluator.draw(row)
+        rows.append(measure_images(plan, row, images, seconds, references))
         if progress is not None:
             progress(len(rows), len(plan.rows))
     return EvaluationBody(
@@ -179,20 +180,29 @@ def time_scale_of(config: RunConfig) -> float:
     return build(config.model.name, device="meta", **config.model.overrides.arguments()).spec.time_scale
 
 
-def _measure(evaluator: Evaluator, row: PlanRow, references: References | None) -> Row:
-    images, seconds = evaluator.draw(row)
-    names = evaluator.plan.metrics
+def measure_images(
+    plan: EvaluationPlan, row: PlanRow, images: ImageSet, seconds: float | None, references: References | None
+) -> Row:
+    """The row of given images: every metric of the plan, whoever drew them.
+
+    Args:
+        plan: Metrics and seed.
+        row: What the images are said to be.
+        images: The images.
+        seconds: Time one took; None for images of the data set, which have no seed either.
+        references: What they are compared with; None gives no values.
+    """
     if references is None:
-        metrics = {name: refused(NO_FEATURES) for name in names}
+        metrics = {name: refused(NO_FEATURES) for name in plan.metrics}
     else:
-        metrics = judge(names, images, references)
+        metrics = judge(plan.metrics, images, references)
     return Row(
         sampler=row.sampler,
         steps=row.steps,
         guidance=row.guidance,
         calls=network_calls(row.sampler, row.steps, row.guidance),
         n=len(images.labels),
-        seed=None if seconds is None else evaluator.plan.seed,
+        seed=None if seconds is None else plan.seed,
         seconds=seconds,
         metrics=metrics,
     )

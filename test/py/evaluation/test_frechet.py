@@ -25,7 +25,7 @@ def gaussian(seed: int, n: int, d: int) -> torch.Tensor:
 def test_closed_form_in_one_dimension(means, stds):
     a, b = (
         Moments(torch.tensor([m], dtype=torch.float64), torch.tensor([[s * s]], dtype=torch.float64), 9)
-        for m, s in zip(means, stds)
+        for m, s in zip(means, stds, strict=True)
     )
     wanted = (means[0] - means[1]) ** 2 + (stds[0] - stds[1]) ** 2
     assert frechet_distance(a, b).item() == pytest.approx(wanted, abs=1e-6)

@@ -18,9 +18,11 @@ def by_loops(real: torch.Tensor, generated: torch.Tensor, k: int) -> dict[str, f
 
     real_radii = [radius(real, i) for i in range(len(real))]
     generated_radii = [radius(generated, i) for i in range(len(generated))]
-    inside = [[torch.dist(r, g).item() <= radius for g in generated] for r, radius in zip(real, real_radii)]
-    back = [[torch.dist(r, g).item() <= s for g, s in zip(generated, generated_radii)] for r in real]
-    columns = list(zip(*inside))
+    inside = [
+        [torch.dist(r, g).item() <= radius for g in generated] for r, radius in zip(real, real_radii, strict=True)
+    ]
+    back = [[torch.dist(r, g).item() <= s for g, s in zip(generated, generated_radii, strict=True)] for r in real]
+    columns = list(zip(*inside, strict=True))
     return {
         "precision": sum(any(column) for column in columns) / len(generated),
         "density": sum(sum(column) for column in columns) / (k * len(generated)),
