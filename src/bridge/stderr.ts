@@ -24,6 +24,7 @@ export function captureOutput(streams: readonly Readable[], file: string | undef
   let usable = sink !== undefined;
   sink?.on('error', () => {
     usable = false;
+    for (const stream of streams) stream.resume();
   });
   let kept: Buffer = Buffer.alloc(0);
   let seen = 0;
@@ -53,10 +54,7 @@ export function captureOutput(streams: readonly Readable[], file: string | undef
 }
 
 function pauseUntilDrained(stream: Readable, sink: WriteStream): void {
+  if (stream.isPaused()) return;
   stream.pause();
-  const resume = (): void => {
-    stream.resume();
-  };
-  sink.once('drain', resume);
-  sink.once('error', resume);
+  sink.once('drain', () => stream.resume());
 }
