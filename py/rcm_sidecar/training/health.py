@@ -25,8 +25,8 @@ class NonFinite:
         term: Loss whose value is not finite, or "gradient" when all losses were finite.
         sample: Index in the step's batch, -1 if unknown.
         time: TrigFlow time of that sample, or None.
-        block: First module with a non-finite output in order of execution, or the first parameter with a non-finite
-            gradient; "" if none was found.
+        block: First module with a non-finite output in order of execution, or the parameter whose gradient is bad;
+            "" if none was found.
     """
 
     step: int
@@ -133,7 +133,9 @@ def _finite(output: Any) -> bool:
 
 
 def _first_bad_gradient(parameters: Mapping[str, Tensor]) -> str:
-    for name, parameter in parameters.items():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+    """The first parameter whose gradient is not finite; else (only their norm overflowed) the one with the largest."""
+    gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
+    for name, gradient in gradients.items():
+        if not bool(torch.isfinite(gradient).all()):
             return name
-    return ""
+    return max(gradients, key=lambda name: float(gradients[name].abs().max()), default="")

@@ -164,7 +164,7 @@ class Trainer:
             for term in work.terms:
                 self.check()
                 loss = term.loss(chosen)
-                (loss.total / parts).backward()  # type: ignore[no-untyped-call]
+                (loss.total / parts).backward()
                 losses[term.name].append(loss.scalars)
                 totals.append(loss.total.detach().double())
                 del loss

@@ -54,10 +54,12 @@ def document(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def tiny_config(changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """`document` as structs."""
     return parse_config(document(changes))
 
 
 def plan(rows: tuple[PlanRow, ...] = ()) -> EvaluationPlan:
+    """A plan of 12 samples without features."""
     return EvaluationPlan(
         rows=rows,
         samples=12,
@@ -97,6 +99,7 @@ def start(
 
 
 def run(begin: DistillStart | PretrainStart, link: RecordingLink | None = None) -> tuple[EndBody, RecordingLink]:
+    """Run a job; returns its end and the link with all records."""
     link = link or RecordingLink()
     return run_job(begin, link), link
 
