@@ -1,0 +1,492 @@
+"""Attention with a tangent on Hopper, in Gluon: one TMA producer warp and two 64-row consumer warpgroups.
+
+Gluon has no interpreter, so this file is tested by offline compilation (registers, spills, matrix instructions) and on
+the chip. Its maths is that of `attention_jvp.py`; the spec is jvp-kernels.md sections 1.2, 4.1 to 4.3. One step of a
+consumer, for its 64 rows and BN keys:
+
+    S = Q K^T, tS = Q tK^T + tQ K^T      asynchronous; the softmax of S runs under the tS products
+    O += P V,  T += P tV                 asynchronous; H = P * (tS - c) runs under them
+    T += H V
+
+c is the row's mean of tS over the first BN keys: any row constant cancels in T - mu O, and taking it off keeps the
+rounding of H small. mu sums the rounded H, the values the tensor cores see.
+
+What made it fast, each measured (docs/results/kernels.md):
+* LAZY: O and T are rescaled only when some row of a warp grew by more than 2^LAZY over its reference m. Exact, since
+  everything is relative to m, whatever m is. The decision is a vote inside one warp.
+* Packed rounding of H: the plain casts take the unit that computes exp2, one value at a time.
+* Row sums stay spread over a row's four lanes until the end.
+* QREG: the first 64 columns of Q are read from shared memory once for S and Q tK^T.
+* TURNS: the consumers issue their score products in turn, so that one's softmax runs under the other's products.
+* A persistent grid; when the tiles do not fill the last wave, that wave's tiles are split over their keys and `merge`
+  combines the parts.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from rcm_kernels.attention_jvp import row_strides
+from rcm_kernels.merge import merge_split_tiles
+from rcm_kernels.plan import ROWS, multiprocessors, plan_tiles
+from rcm_kernels.problem import Problem
+from rcm_kernels.reference import Result
+
+LOG2E = gl.constexpr(1.4426950408889634)
+LN2 = gl.constexpr(0.6931471805599453)
+CONSUMER_REGISTERS = 240
+PRODUCER_REGISTERS = 24
+LAUNCH_REGISTERS = 168  # a thread, before the warpgroups take and give their shares
+
+ROUND_BF16 = gl.constexpr("cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;")
+ROUND_FP16 = gl.constexpr(
+    "{ .reg .b16 a, b; cvt.rn.f16x2.f32 $0, $4, $3; mov.b32 {a, b}, $0; cvt.f32.f16 $1, a; cvt.f32.f16 $2, b; }")
+# Warp-uniform vote: does any row of this warp exceed its limit?
+GROWN = gl.constexpr("""{
+ .reg .pred a, b;
+ setp.gt.f32 a, $2, $4;
+ setp.gt.or.f32 a, $3, $5, a;
+ vote.sync.any.pred b, a, 0xffffffff;
+ selp.b32 $0, 1, 0, b;
+ selp.b32 $1, 1, 0, b;
+}""")
+_N = 32
+SCALE = gl.constexpr("{ .reg .pred a; setp.eq.s32 a, $" + str(3 * _N) + ", 0;\n @a bra L${:uid};\n"
+                     + "".join(f" mul.f32 ${i}, ${i}, ${2 * _N + i};\n" for i in range(_N)) + "L${:uid}: }")
+SCALE_OPERANDS = gl.constexpr(",".join(["=f"] * _N + [str(i) for i in range(_N)] + ["f"] * _N + ["r"] * _N))
+SCALE_PACK = gl.constexpr(_N)
+
+
+@gluon.jit
+def _scale_rows(x, a, grown):
+    a2, x2 = gl.broadcast(a[:, None], x)
+    g2, x3 = gl.broadcast(grown[:, None], x)
+    return gl.inline_asm_elementwise(SCALE, SCALE_OPERANDS, [x, a2, g2], dtype=gl.float32, is_pure=False, pack=SCALE_PACK)
+
+
+@gluon.jit
+def _round(h, DT: gl.constexpr):
+    """(h rounded to DT, the same in fp32): one packed conversion for two values; the plain casts take the slow unit."""
+    if DT == gl.bfloat16:
+        return gl.inline_asm_elementwise(ROUND_BF16, "=r,=f,=f,f,f", [h], dtype=(gl.bfloat16, gl.float32), is_pure=True, pack=2)
+    else:
+        return gl.inline_asm_elementwise(ROUND_FP16, "=r,=f,=f,f,f", [h], dtype=(gl.float16, gl.float32), is_pure=True, pack=2)
+
+
+@gluon.jit
+def _lane_sum(x, BN: gl.constexpr):
+    """[64, BN] -> [64, 4]: what each of a row's four lanes holds; no shuffles."""
+    return gl.sum(gl.sum(gl.reshape(x, [64, BN // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
+def _key_end(row, Lq, Lk, frame, CAUSAL: gl.constexpr):
+    """How many keys the rows up to `row` see."""
+    end = Lk
+    if CAUSAL:
+        end = gl.minimum(Lk, (gl.minimum(row, Lq - 1) // frame + 1) * frame)
+    return end
+
+
+@gluon.jit
+def _item(item, plan, BN: gl.constexpr, CAUSAL: gl.constexpr, SPLIT: gl.constexpr):
+    """A program's `item`-th piece of work -> (first row, batch, head, first key, key end, slot).
+
+    Without SPLIT, or among the first `whole` tiles, a piece is a tile with all its keys and slot is -1. The tiles after
+    them are one line of `units` steps, cut into equal stretches of `stretch` steps, one a program; a piece is what a
+    stretch and a tile share, and slot is where its partial result goes.
+    """
+    H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps = plan
+    program = gl.program_id(0)
+    index = program + item * gl.num_programs(0)
+    first = program * 0
+    slot = first - 1
+    end = Lk
+    if SPLIT:
+        if index >= whole:
+            rest = program * stretch // steps + item - whole // gl.num_programs(0)
+            index = whole + rest
+            first = gl.maximum(program * stretch - rest * steps, 0) * BN
+            end = gl.minimum((gl.minimum(program * stretch + stretch, units) - rest * steps) * BN, Lk)
+            slot = program + rest
+    tile = index % tiles_per_head
+    bh = index // tiles_per_head
+    if CAUSAL:      # the tiles with the most keys first
+        tile = tiles_per_head - 1 - index // heads
+        bh = index % heads
+        end = _key_end(tile * 128 + 127, Lq, Lk, frame, CAUSAL)
+    return tile * 128, bh // H, bh % H, first, end, slot
+
+
+@gluon.jit
+def _items(plan, SPLIT: gl.constexpr):
+    """How many pieces of work this program has."""
+    H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps = plan
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    count = (tiles - program + programs - 1) // programs
+    if SPLIT:
+        count = whole // programs
+        start = program * stretch
+        if start < units:
+            count += (gl.minimum(start + stretch, units) - 1) // steps - start // steps + 1
+    return count
+
+
+@gluon.jit
+def _producer(descs, bufs, bars, plan, BN: gl.constexpr, D: gl.constexpr, NS: gl.constexpr,
+              HAS_TK: gl.constexpr, CAUSAL: gl.constexpr, SPLIT: gl.constexpr):
+    dq, dtq, dk, dtk, dv, dtv = descs
+    q_s, tq_s, k_s, v_s, tv_s = bufs
+    qr, kr, vr, ke, ve, turn = bars
+    CB: gl.constexpr = D // 64
+    PARTS: gl.constexpr = 2 if HAS_TK else 1
+    QB: gl.constexpr = 64 * 64 * 2
+    it = 0
+    for item in range(0, _items(plan, SPLIT)):
+        row0, b, h, first, end, slot = _item(item, plan, BN, CAUSAL, SPLIT)
+        for n in range(first, end, BN):
+            i = it % NS
+            ph = (it // NS) & 1
+            mbarrier.wait(ke.index(i), ph ^ 1)
+            mbarrier.expect(kr.index(i), PARTS * BN * D * 2)
+            for cb in gl.static_range(CB):
+                tma.async_copy_global_to_shared(dk, [b, h, n, cb * 64], kr.index(i), k_s.index((i * CB + cb) * PARTS))
+                if HAS_TK:
+                    tma.async_copy_global_to_shared(dtk, [b, h, n, cb * 64], kr.index(i),
+                                                    k_s.index((i * CB + cb) * PARTS + 1))
+            if n == first:
+                if it > 0:      # Q is free when both consumers have released the last K of the tile before
+                    mbarrier.wait(ke.index((it - 1) % NS), ((it - 1) // NS) & 1)
+                for w in gl.static_range(2):
+                    mbarrier.expect(qr.index(w), 2 * CB * QB)
+                    for cb in gl.static_range(CB):
+                        tma.async_copy_global_to_shared(dq, [b, h, row0 + w * 64, cb * 64], qr.index(w), q_s.index(w * CB + cb))
+                        tma.async_copy_global_to_shared(dtq, [b, h, row0 + w * 64, cb * 64], qr.index(w),
+                                                        tq_s.index(w * CB + cb))
+            mbarrier.wait(ve.index(i), ph ^ 1)
+            mbarrier.expect(vr.index(i), PARTS * BN * D * 2)
+            tma.async_copy_global_to_shared(dv, [b, h, n, 0], vr.index(i), v_s.index(i))
+            if HAS_TK:
+                tma.async_copy_global_to_shared(dtv, [b, h, n, 0], vr.index(i), tv_s.index(i))
+            it += 1
+
+
+@gluon.jit
+def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
+              NS: gl.constexpr, HAS_TK: gl.constexpr, CAUSAL: gl.constexpr, SPLIT: gl.constexpr, LAZY: gl.constexpr,
+              QREG: gl.constexpr, TURNS: gl.constexpr, RELEASE: gl.constexpr, DT: gl.constexpr):
+    q_s, tq_s, k_s, v_s, tv_s, o_s = bufs
+    qr, kr, vr, ke, ve, turn = bars
+    dO, dT = descs
+    LSE, MU, part_o, part_t, part_lse, part_mu = outs
+    H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps = plan
+    CB: gl.constexpr = D // 64
+    PARTS: gl.constexpr = 2 if HAS_TK else 1
+    SL: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
+    OL: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
+    PL: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OL, k_width=2)
+    QL: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SL, k_width=2)
+    SR: gl.constexpr = gl.SliceLayout(1, SL)
+    OR: gl.constexpr = gl.SliceLayout(1, OL)
+    zs = gl.zeros([64, BN], gl.float32, layout=SL)
+    zl = _lane_sum(zs, BN)
+    LR: gl.constexpr = gl.SliceLayout(1, zl.type.layout)
+    sc = sm_scale * LOG2E
+    cols = gl.arange(0, BN, layout=gl.SliceLayout(0, SL))
+    rows = W * 64 + gl.arange(0, 64, layout=SR)
+    it = 0
+    qi = 0
+    for item in range(0, _items(plan, SPLIT)):
+        row0, b, h, first, end, slot = _item(item, plan, BN, CAUSAL, SPLIT)
+        free = _key_end(row0 + W * 64, Lq, Lk, frame, CAUSAL)     # up to here no row of this warpgroup is masked
+        mbarrier.wait(qr.index(W), qi & 1)
+        m = gl.full([64], -float("inf"), gl.float32, layout=SR)
+        c = gl.full([64], 0.0, gl.float32, layout=SR)
+        l = zl
+        mu = zl
+        o = gl.zeros([64, D], gl.float32, layout=OL)
+        t = gl.zeros([64, D], gl.float32, layout=OL)
+        for n in range(first, end, BN):
+            i = it % NS
+            ph = (it // NS) & 1
+            if HAS_TK and QREG:
+                q0 = q_s.index(W * CB).load(QL)
+            mbarrier.wait(kr.index(i), ph)
+            if TURNS:
+                mbarrier.wait(turn.index(W), it & 1)
+            s_t = zs
+            ts_t = zs
+            if HAS_TK and QREG:
+                s_t = warpgroup_mma(q0, k_s.index(i * CB * 2).permute((1, 0)), s_t, use_acc=False, is_async=True)
+                ts_t = warpgroup_mma(q0, k_s.index(i * CB * 2 + 1).permute((1, 0)), ts_t, use_acc=False, is_async=True)
+                for cb in gl.static_range(1, CB):
+                    s_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2).permute((1, 0)), s_t,
+                                        is_async=True)
+                for cb in gl.static_range(1, CB):
+                    ts_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2 + 1).permute((1, 0)), ts_t,
+                                         is_async=True)
+                for cb in gl.static_range(CB):
+                    ts_t = warpgroup_mma(tq_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2).permute((1, 0)), ts_t,
+                                         is_async=True)
+                s = warpgroup_mma_wait(num_outstanding=2 * CB - 1, deps=(s_t, ))
+            else:
+                for cb in gl.static_range(CB):
+                    s_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * PARTS).permute((1, 0)), s_t,
+                                        use_acc=cb > 0, is_async=True)
+                for cb in gl.static_range(CB):
+                    ts_t = warpgroup_mma(tq_s.index(W * CB + cb), k_s.index((i * CB + cb) * PARTS).permute((1, 0)), ts_t,
+                                         use_acc=cb > 0, is_async=True)
+                if HAS_TK:
+                    for cb in gl.static_range(CB):
+                        ts_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2 + 1).permute((1, 0)), ts_t,
+                                             is_async=True)
+                s = warpgroup_mma_wait(num_outstanding=PARTS * CB, deps=(s_t, ))
+            if TURNS:
+                mbarrier.arrive(turn.index(1 - W), count=1)
+            if n + BN > free:
+                if CAUSAL:
+                    lim = _key_end(row0 + rows, Lq, Lk, frame, CAUSAL)
+                    s = gl.where((n + cols)[None, :] < lim[:, None], s, -float("inf"))
+                else:
+                    s = gl.where((n + cols < end)[None, :], s, -float("inf"))
+            top = gl.max(s, 1) * sc
+            if LAZY > 0:
+                grown = gl.inline_asm_elementwise(GROWN, "=r,=r,f,f,f,f", [top, m + LAZY], dtype=gl.int32, is_pure=False,
+                                                  pack=2)
+                mn = gl.where(grown != 0, gl.maximum(m, top), m)
+            else:
+                mn = gl.maximum(m, top)
+            p = gl.exp2(s * sc - mn[:, None])
+            a = gl.exp2(m - mn)
+            m = mn
+            al = gl.convert_layout(a, LR)[:, None]
+            l = l * al + _lane_sum(p, BN)
+            ao = gl.convert_layout(a, OR)
+            if LAZY > 0:
+                go = gl.convert_layout(grown, OR)
+                o = _scale_rows(o, ao, go)
+                t = _scale_rows(t, ao, go)
+            else:
+                o = o * ao[:, None]
+                t = t * ao[:, None]
+            pb = gl.convert_layout(p.to(DT), PL)
+            mbarrier.wait(vr.index(i), ph)
+            o_t = warpgroup_mma(pb, v_s.index(i), o, is_async=True)
+            t_t = t
+            if HAS_TK:
+                t_t = warpgroup_mma(pb, tv_s.index(i), t, is_async=True)
+            ts = warpgroup_mma_wait(num_outstanding=PARTS, deps=(ts_t, ))
+            if RELEASE == 0:
+                mbarrier.arrive(ke.index(i), count=1)
+            if n == first:
+                c = gl.sum(ts, 1) * (sm_scale / BN)
+            hb, hr = _round(p * (ts * sm_scale - c[:, None]), DT)
+            t_t = warpgroup_mma(gl.convert_layout(hb, PL), v_s.index(i), t_t, is_async=True)
+            if RELEASE == 1:
+                mbarrier.arrive(ke.index(i), count=1)
+            mu = mu * al + _lane_sum(hr, BN)
+            o, t = warpgroup_mma_wait(num_outstanding=0, deps=(o_t, t_t))
+            mbarrier.arrive(ve.index(i), count=1)
+            if RELEASE == 2:
+                mbarrier.arrive(ke.index(i), count=1)
+            it += 1
+        lr = gl.convert_layout(gl.sum(l, 1), SR)
+        mr = gl.convert_layout(gl.sum(mu, 1), SR) / lr
+        ilo = gl.convert_layout(1.0 / lr, OR)
+        muo = gl.convert_layout(mr, OR)
+        o = o * ilo[:, None]
+        t = t * ilo[:, None] - muo[:, None] * o
+        if SPLIT:
+            partial = (slot >= 0) & (end - first < Lk)
+        else:
+            partial: gl.constexpr = False
+        if partial:
+            lines = slot * 128 + rows
+            gl.store(part_lse + lines, (m + gl.log2(lr)) * LN2)
+            gl.store(part_mu + lines, mr + c)
+            cells = (slot * 128 + W * 64 + gl.arange(0, 64, layout=OR))[:, None] * D
+            cells += gl.arange(0, D, layout=gl.SliceLayout(0, OL))[None, :]
+            gl.store(part_o + cells, o)
+            gl.store(part_t + cells, t)
+        else:
+            stage = o_s.index(W)
+            tma.store_wait(0)
+            stage.store(o.to(DT).reshape([1, 1, 64, D]))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(dO, [b, h, row0 + W * 64, 0], stage)
+            at = (b * H + h).to(gl.int64) * Lq + row0 + rows
+            ok = row0 + rows < Lq
+            gl.store(LSE + at, (m + gl.log2(lr)) * LN2, mask=ok)
+            gl.store(MU + at, mr + c, mask=ok)
+            tma.store_wait(0)
+            stage.store(t.to(DT).reshape([1, 1, 64, D]))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(dT, [b, h, row0 + W * 64, 0], stage)
+        qi += 1
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=[
+    "H", "Lq", "Lk", "tiles_per_head", "tiles", "heads", "frame", "whole", "units", "stretch", "steps"])
+def attention_jvp_kernel(dq, dtq, dk, dtk, dv, dtv, dO, dT, LSE, MU, part_o, part_t, part_lse, part_mu, sm_scale,
+                         H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps,
+                         D: gl.constexpr, BN: gl.constexpr, NS: gl.constexpr, HAS_TK: gl.constexpr,
+                         CAUSAL: gl.constexpr, SPLIT: gl.constexpr, LAZY: gl.constexpr, QREG: gl.constexpr,
+                         TURNS: gl.constexpr, RELEASE: gl.constexpr, CR: gl.constexpr, PR: gl.constexpr):
+    """The whole kernel; see the module's text. `D` is a multiple of 64, `NS` the number of key stages."""
+    DT: gl.constexpr = dq.dtype
+    CB: gl.constexpr = D // 64
+    PARTS: gl.constexpr = 2 if HAS_TK else 1
+    q_s = gl.allocate_shared_memory(DT, [2 * CB, 1, 1, 64, 64], dq.layout)
+    tq_s = gl.allocate_shared_memory(DT, [2 * CB, 1, 1, 64, 64], dq.layout)
+    k_s = gl.allocate_shared_memory(DT, [NS * CB * PARTS, 1, 1, BN, 64], dk.layout)
+    v_s = gl.allocate_shared_memory(DT, [NS, 1, 1, BN, D], dv.layout)
+    tv_s = v_s
+    if HAS_TK:
+        tv_s = gl.allocate_shared_memory(DT, [NS, 1, 1, BN, D], dv.layout)
+    o_s = gl.allocate_shared_memory(DT, [2, 1, 1, 64, D], dO.layout)
+    qr = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    kr = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())
+    vr = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())
+    ke = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())
+    ve = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2):
+        mbarrier.init(qr.index(i), count=1)
+        mbarrier.init(turn.index(i), count=1)
+    for i in gl.static_range(NS):
+        mbarrier.init(kr.index(i), count=1)
+        mbarrier.init(vr.index(i), count=1)
+        mbarrier.init(ke.index(i), count=2)
+        mbarrier.init(ve.index(i), count=2)
+    fence_async_shared()
+    if TURNS:
+        mbarrier.arrive(turn.index(0), count=1)
+    KL: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    bars = (qr, kr, vr, ke, ve, turn)
+    loads = (q_s, tq_s, k_s, v_s, tv_s)
+    views = (q_s._reinterpret(DT, [2 * CB, 64, 64], KL), tq_s._reinterpret(DT, [2 * CB, 64, 64], KL),
+             k_s._reinterpret(DT, [NS * CB * PARTS, BN, 64], KL), v_s._reinterpret(DT, [NS, BN, D], KL),
+             tv_s._reinterpret(DT, [NS, BN, D], KL), o_s)
+    plan = (H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps)
+    outs = (LSE, MU, part_o, part_t, part_lse, part_mu)
+    gl.warp_specialize([
+        (_consumer, ((dO, dT), views, bars, outs, plan, sm_scale, 0, BN, D, NS, HAS_TK, CAUSAL, SPLIT, LAZY, QREG, TURNS,
+                     RELEASE, DT)),
+        (_consumer, ((dO, dT), views, bars, outs, plan, sm_scale, 1, BN, D, NS, HAS_TK, CAUSAL, SPLIT, LAZY, QREG, TURNS,
+                     RELEASE, DT)),
+        (_producer, ((dq, dtq, dk, dtk, dv, dtv), loads, bars, plan, BN, D, NS, HAS_TK, CAUSAL, SPLIT)),
+    ], [4, 1], [CR, PR])
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tq: Tensor,
+    tk: Tensor | None,
+    tv: Tensor | None,
+    problem: Problem,
+    *,
+    block_keys: int,
+    stages: int,
+    lazy: int,
+    share_q: bool,
+    turns: bool,
+    release: int,
+    split: bool | None = None,
+) -> Result:
+    """Run the kernel on checked arguments; `tk` and `tv` are both given or both None.
+
+    Args:
+        q: [B, H, Lq, D], D one of 64, 96, 128.
+        k: [B, H, Lk, D].
+        v: [B, H, Lk, D].
+        tq: Tangent of `q`; likewise `tk`, `tv`.
+        tk: See `tq`.
+        tv: See `tq`.
+        problem: Of these arguments.
+        block_keys: Keys a step.
+        stages: Steps whose keys and values are in shared memory.
+        lazy: 0, or log2 of how much a row may grow before it is rescaled. At most 8; 0 for float16, whose range ends at
+            2^16.
+        share_q: Read half of Q once for two products (all of it at D = 64).
+        turns: The consumers take turns.
+        release: When K is handed back: 0 after the score products, 1 after the last product is issued, 2 at the end.
+        split: Split the tiles of the last wave; None decides by the time it would save.
+    """
+    out, tangent = torch.empty_like(q), torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], device=q.device, dtype=torch.float32)
+    mu = torch.empty_like(lse)
+    columns = 64 if problem.head_dim <= 64 else 128
+    full = tk is not None
+    masked = problem.frame > 0
+    plan = plan_tiles(problem, multiprocessors(q.device.index or 0), block_keys, columns, full, split)
+    slots = torch.empty(plan.slots * ROWS * (2 * columns + 2), device=q.device, dtype=torch.float32)
+    part_o, part_t, part_lse, part_mu = slots.split([plan.slots * ROWS * n for n in (columns, columns, 1, 1)])
+    dk, dv = describe(k, block_keys, 64), describe(v, block_keys, columns)
+    attention_jvp_kernel[(plan.programs,)](
+        describe(q, 64, 64),
+        describe(tq, 64, 64),
+        dk,
+        describe(tk, block_keys, 64) if full else dk,
+        dv,
+        describe(tv, block_keys, columns) if full else dv,
+        describe(out, 64, columns),
+        describe(tangent, 64, columns),
+        lse,
+        mu,
+        part_o,
+        part_t,
+        part_lse,
+        part_mu,
+        problem.scale,
+        problem.heads,
+        problem.queries,
+        problem.keys,
+        plan.tiles_per_head,
+        plan.tiles,
+        problem.batch * problem.heads,
+        max(problem.frame, 1),
+        plan.whole,
+        plan.units,
+        plan.stretch,
+        plan.steps,
+        D=columns,
+        BN=block_keys,
+        NS=stages,
+        HAS_TK=full,
+        CAUSAL=masked,
+        SPLIT=plan.slots > 0,
+        LAZY=lazy if q.dtype == torch.bfloat16 else 0,
+        QREG=share_q,
+        TURNS=turns,
+        RELEASE=release,
+        CR=CONSUMER_REGISTERS,
+        PR=PRODUCER_REGISTERS,
+        num_warps=4,
+        maxnreg=LAUNCH_REGISTERS,
+    )
+    result = Result(out, tangent, lse, mu)
+    if plan.slots:
+        merge_split_tiles((part_o, part_t, part_lse, part_mu), result, plan, columns)
+    return result
+
+
+def describe(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """How boxes of [rows, columns] of a [B, H, L, D] tensor travel to and from shared memory."""
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return TensorDescriptor(x, list(x.shape), row_strides(x), [1, 1, rows, columns], layout)

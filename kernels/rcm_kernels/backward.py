@@ -1,0 +1,148 @@
+"""Gradients of the primal output from our output and log-sum-exp: cuDNN, FlashAttention-2 or eager torch.
+
+Both fused backwards take O and the natural-log LSE of any forward. Their masks know none and causal; a block-causal mask
+is one call a frame, over the keys that frame sees.
+
+cuDNN caches a plan by the strides of q, k, v and dO but not of O, and gives silently wrong gradients when O has other
+strides than the plan was built with (measured, jvp-kernels.md section 0.1). So q is brought to O's strides where they
+differ: then a plan's O strides follow from its key.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rcm_kernels.problem import KERNEL_DTYPES
+from rcm_kernels.reference import eager_backward
+
+BackwardBackend: TypeAlias = Literal["cudnn", "flash", "eager"]
+Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+_aten = torch.ops.aten
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    scale: float,
+    frame: int = 0,
+    backend: BackwardBackend | None = None,
+) -> Gradients:
+    """Gradients of q, k and v.
+
+    Args:
+        grad: Gradient of the output, [B, H, Lq, D].
+        q: [B, H, Lq, D].
+        k: [B, H, Lk, D].
+        v: [B, H, Lk, D].
+        out: The saved output.
+        lse: The saved natural-log log-sum-exp [B, H, Lq].
+        scale: Factor of the scores.
+        frame: Tokens per frame of the mask, 0 for none, 1 causal.
+        backend: None takes the fastest that can.
+    """
+    chosen = backend or choose_backward(q, k, frame)
+    if chosen == "eager":
+        return eager_backward(grad, q, k, v, out, lse, scale=scale, frame=frame)
+    one = _cudnn if chosen == "cudnn" else _flash
+    if frame <= 1:
+        return one(grad, q, k, v, out, lse, scale, frame == 1)
+    return _by_frame(one, grad, q, k, v, out, lse, scale, frame)
+
+
+def choose_backward(q: Tensor, k: Tensor, frame: int) -> BackwardBackend:
+    """The fastest backward for these tensors: cuDNN on Hopper and newer, else FlashAttention-2, else eager."""
+    head_dim = q.shape[-1]
+    if not q.is_cuda or q.dtype not in KERNEL_DTYPES or torch.version.hip is not None or head_dim % 8:
+        return "eager"
+    if frame == 1 and q.shape[2] != k.shape[2]:  # the fused causal masks differ in which corner they start from
+        return "eager"
+    if torch.cuda.get_device_capability(q.device)[0] >= 9 and head_dim <= 128 and torch.backends.cudnn.is_available():
+        return "cudnn"
+    return "flash" if head_dim <= 256 else "eager"
+
+
+def _cudnn(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
+) -> Gradients:
+    if q.stride() != out.stride():
+        q = torch.empty_strided(out.shape, out.stride(), dtype=q.dtype, device=q.device).copy_(q)
+    if grad.stride() != out.stride():
+        grad = torch.empty_strided(out.shape, out.stride(), dtype=q.dtype, device=q.device).copy_(grad)
+    unused = torch.empty(0, device=q.device, dtype=torch.int64)
+    no_bias = torch.Tensor()
+    return _aten._scaled_dot_product_cudnn_attention_backward(
+        grad,
+        q,
+        k,
+        v,
+        out,
+        lse.unsqueeze(-1),
+        unused,
+        unused,
+        no_bias,
+        no_bias,
+        no_bias,
+        q.shape[2],
+        k.shape[2],
+        0.0,
+        causal,
+        scale=scale,
+    )
+
+
+def _flash(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
+) -> Gradients:
+    none = torch.empty(0, device=q.device, dtype=torch.int32)
+    seed = torch.zeros(2, device=q.device, dtype=torch.uint64)
+    offset = torch.zeros((), device=q.device, dtype=torch.uint64)
+    return _aten._scaled_dot_product_flash_attention_backward(
+        grad,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        none,
+        none,
+        q.shape[2],
+        k.shape[2],
+        0.0,
+        causal,
+        seed,
+        offset,
+        scale=scale,
+    )
+
+
+def _by_frame(one, grad, q, k, v, out, lse, scale: float, frame: int) -> Gradients:  # noqa: ANN001
+    """One call a frame: its queries against the keys they see; the gradients of k and v are summed in fp32."""
+    grad_q = torch.empty_like(q)
+    grad_k = torch.zeros(k.shape, device=k.device, dtype=torch.float32)
+    grad_v = torch.zeros(v.shape, device=v.device, dtype=torch.float32)
+    for first in range(0, q.shape[2], frame):
+        rows = slice(first, min(first + frame, q.shape[2]))
+        end = min(first + frame, k.shape[2])
+        part_q, part_k, part_v = one(
+            grad[:, :, rows],
+            q[:, :, rows],
+            k[:, :, :end],
+            v[:, :, :end],
+            out[:, :, rows],
+            lse[:, :, rows].contiguous(),
+            scale,
+            False,
+        )
+        grad_q[:, :, rows] = part_q
+        grad_k[:, :, :end] += part_k
+        grad_v[:, :, :end] += part_v
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
