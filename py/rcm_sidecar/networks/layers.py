@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from rcm_sidecar.dual import DualOrTensor, ops
-from rcm_sidecar.dual.number import widen
+from rcm_sidecar.dual.number import wide_dtype, widen
+from rcm_sidecar.networks.inputs import Role
 
 
 class Linear(nn.Linear):
     """`nn.Linear` for Tensors and Duals, in the weight's dtype."""
 
-    def forward(self, x: Any) -> Any:
-        """[..., in] to [..., out]."""
+    def forward(self, x: Any, adapter: Role | None = None) -> Any:
+        """[..., in] to [..., out]; no adapter is attached here, so every role gets the same (see `lora.py`)."""
         return ops.linear(x, self.weight, self.bias)
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU, Linear; in torch's own Sequential a role cannot reach the linear layers.
+
+    Args:
+        dim: Width.
+        hidden: Width in between.
+        approximate: Form of the GELU.
+    """
+
+    def __init__(self, dim: int, hidden: int, approximate: Literal["none", "tanh"]) -> None:
+        super().__init__(Linear(dim, hidden), Gelu(approximate), Linear(hidden, dim))
+
+    def forward(self, x: DualOrTensor, adapter: Role | None = None) -> DualOrTensor:
+        """[..., D] to [..., D]."""
+        into, activation, out = self
+        return cast(DualOrTensor, out(activation(into(x, adapter)), adapter))
 
 
 class WideLinear(nn.Linear):
@@ -105,6 +124,16 @@ def heads_first(x: DualOrTensor) -> DualOrTensor:
 def merge_heads(x: DualOrTensor) -> DualOrTensor:
     """[B, H, L, d] to [B, L, H d]."""
     return ops.linear_map(lambda a: a.transpose(1, 2).flatten(2), x)
+
+
+def widened(x: DualOrTensor) -> DualOrTensor:
+    """`x` in at least float32."""
+    return ops.linear_map(lambda a: a.to(wide_dtype(a.dtype)), x)
+
+
+def token_axis(x: DualOrTensor) -> DualOrTensor:
+    """[..., D] to [..., 1, D], so that it broadcasts over the tokens."""
+    return ops.linear_map(lambda a: a.unsqueeze(-2), x)
 
 
 def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:

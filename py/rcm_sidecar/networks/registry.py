@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rcm_sidecar.errors import ConfigError
-from rcm_sidecar.networks import wan2_1
+from rcm_sidecar.networks import cosmos_predict2, wan2_1
 
 
 class Family(Protocol):
@@ -23,8 +23,8 @@ class Family(Protocol):
         """The module with parameters allocated on the current default device, not yet initialised."""
 
 
-FAMILIES: tuple[Any, ...] = (wan2_1,)
-Network: TypeAlias = wan2_1.Wan21
+FAMILIES: tuple[Any, ...] = (wan2_1, cosmos_predict2)
+Network: TypeAlias = wan2_1.Wan21 | cosmos_predict2.CosmosPredict2
 
 
 def names() -> tuple[str, ...]:

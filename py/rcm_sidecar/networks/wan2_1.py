@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rcm_sidecar.dual import DualOrTensor, checkpoint_block, ops, primal_of
 from rcm_sidecar.dual.attention import KeptAttention
-from rcm_sidecar.dual.number import wide_dtype
 from rcm_sidecar.errors import ConfigError
+from rcm_sidecar.networks.inputs import Checkpointing, Residual, Role, Target, check_adapter, check_inputs, one_of
 from rcm_sidecar.networks.layers import (
+    FeedForward,
     Gelu,
     LayerNorm,
     Linear,
@@ -28,14 +29,13 @@ from rcm_sidecar.networks.layers import (
     merge_heads,
     patchify,
     split_heads,
+    token_axis,
     unpatchify,
+    widened,
 )
 from rcm_sidecar.networks.rotary import RotaryTables
 from rcm_sidecar.networks.spec import NetworkSpec
 from rcm_sidecar.networks.text_cache import TextCache
-
-Checkpointing = Literal["none", "block", "asymmetric"]
-Residual = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,29 +136,33 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention among the tokens, with rotary positions."""
 
-    def forward(self, x: DualOrTensor, rotary: Tensor, kept: KeptAttention | None) -> DualOrTensor:
+    def forward(
+        self, x: DualOrTensor, rotary: Tensor, adapter: Role | None, kept: KeptAttention | None
+    ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
-        q = ops.rope(split_heads(self.norm_q(self.q(x)), self.heads), rotary)
-        k = ops.rope(split_heads(self.norm_k(self.k(x)), self.heads), rotary)
-        v = split_heads(self.v(x), self.heads)
+        q = ops.rope(split_heads(self.norm_q(self.q(x, adapter)), self.heads), rotary)
+        k = ops.rope(split_heads(self.norm_k(self.k(x, adapter)), self.heads), rotary)
+        v = split_heads(self.v(x, adapter), self.heads)
         out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
-        return cast(DualOrTensor, self.o(merge_heads(out)))
+        return cast(DualOrTensor, self.o(merge_heads(out), adapter))
 
 
 class CrossAttention(Attention):
     """Attention from the tokens to the text; every text row takes part, zero padding too."""
 
-    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, text: Tensor, adapter: Role | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, Lt, d] of the embedded text [B, Lt, D]; they carry no tangent."""
-        k = heads_first(split_heads(self.norm_k(self.k(text)), self.heads))
-        v = heads_first(split_heads(self.v(text), self.heads))
+        k = heads_first(split_heads(self.norm_k(self.k(text, adapter)), self.heads))
+        v = heads_first(split_heads(self.v(text, adapter), self.heads))
         return cast(Tensor, k), cast(Tensor, v)
 
-    def forward(self, x: DualOrTensor, text: tuple[Tensor, Tensor], kept: KeptAttention | None) -> DualOrTensor:
+    def forward(
+        self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None, kept: KeptAttention | None
+    ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `text` from `keys_values`."""
-        q = split_heads(self.norm_q(self.q(x)), self.heads)
+        q = split_heads(self.norm_q(self.q(x, adapter)), self.heads)
         out = ops.attention(heads_first(q), *text, kept=kept)
-        return cast(DualOrTensor, self.o(merge_heads(out)))
+        return cast(DualOrTensor, self.o(merge_heads(out), adapter))
 
 
 class Block(nn.Module):
@@ -177,7 +181,7 @@ class Block(nn.Module):
         self.norm3 = LayerNorm(config.dim, config.eps, affine=True)
         self.cross_attn = CrossAttention(config)
         self.norm2 = LayerNorm(config.dim, config.eps)
-        self.ffn = nn.Sequential(Linear(config.dim, config.ffn_dim), Gelu("tanh"), Linear(config.ffn_dim, config.dim))
+        self.ffn = FeedForward(config.dim, config.ffn_dim, "tanh")
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
 
     def forward(
@@ -186,6 +190,7 @@ class Block(nn.Module):
         e: DualOrTensor,
         text: Tensor,
         rotary: Tensor,
+        adapter: Role | None = None,
         kv_cache: TextCache | None = None,
         checkpointing: Checkpointing = "none",
     ) -> DualOrTensor:
@@ -196,6 +201,7 @@ class Block(nn.Module):
             e: Time modulation [B, 6, D].
             text: Embedded text [B, Lt, D].
             rotary: [L, d/2, 2].
+            adapter: LoRA role; the recomputation gets the one of this call.
             kv_cache: Text keys and values of earlier passes, in no-grad passes only.
             checkpointing: How activations are kept for backward.
 
@@ -204,7 +210,7 @@ class Block(nn.Module):
         """
 
         def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None = None) -> DualOrTensor:
-            return self._body(x, e, text, rotary, kv_cache, kept)
+            return self._body(x, e, text, rotary, adapter, kv_cache, kept)
 
         if checkpointing == "none" or not torch.is_grad_enabled():
             return body(x, e, text)
@@ -216,20 +222,21 @@ class Block(nn.Module):
         e: DualOrTensor,
         text: Tensor,
         rotary: Tensor,
+        adapter: Role | None,
         kv_cache: TextCache | None,
         kept: KeptAttention | None,
     ) -> DualOrTensor:
-        rows = ops.unbind(_token_axis(ops.add(e, self.modulation)), 1)
+        rows = ops.unbind(token_axis(ops.add(e, self.modulation)), 1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
-        attended = self.self_attn(ops.modulate(self.norm1(x), shift, scale), rotary, kept)
+        attended = self.self_attn(ops.modulate(self.norm1(x), shift, scale), rotary, adapter, kept)
         x = ops.gate(x, attended, gate)
 
         def keys_values() -> tuple[Tensor, Tensor]:
-            return self.cross_attn.keys_values(text)
+            return self.cross_attn.keys_values(text, adapter)
 
         pair = keys_values() if kv_cache is None else kv_cache.get(self.index, keys_values)
-        x = ops.add(x, self.cross_attn(self.norm3(x), pair, kept))
-        return ops.gate(x, self.ffn(ops.modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
+        x = ops.add(x, self.cross_attn(self.norm3(x), pair, adapter, kept))
+        return ops.gate(x, self.ffn(ops.modulate(self.norm2(x), ffn_shift, ffn_scale), adapter), ffn_gate)
 
 
 class Head(nn.Module):
@@ -248,8 +255,8 @@ class Head(nn.Module):
     def forward(self, x: DualOrTensor, e: DualOrTensor) -> DualOrTensor:
         """Tokens [B, L, D] and time embedding [B, D] to patches [B, L, kt kh kw C], at least float32."""
         both = ops.add(ops.linear_map(lambda a: a.unsqueeze(1), e), self.modulation)
-        shift, scale = ops.unbind(_token_axis(both), 1)
-        return cast(DualOrTensor, self.head(ops.modulate(self.norm(_wide(x)), shift, scale)))
+        shift, scale = ops.unbind(token_axis(both), 1)
+        return cast(DualOrTensor, self.head(ops.modulate(self.norm(widened(x)), shift, scale)))
 
 
 class Wan21(nn.Module):
@@ -261,16 +268,26 @@ class Wan21(nn.Module):
         activation_checkpointing: "none"; "block" keeps a block's inputs only; "asymmetric" keeps attention's results as
             well. Both recompute the primal only.
         residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
+        adapters: LoRA roles attached by `lora.attach`.
+        wide_parts: The time path and the head, whose weights stay float32 when the others are stored in half precision.
+        lora_targets: The linear layers of a block by LoRA target.
 
     Args:
         config: Sizes.
         spec: Facts.
     """
 
+    wide_parts = ("time_embedding", "time_projection", "head")
+    lora_targets: Mapping[Target, tuple[str, ...]] = {
+        "attention": tuple(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"),
+        "ffn": ("ffn.0", "ffn.2"),
+    }
+
     def __init__(self, config: WanConfig, spec: NetworkSpec) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
+        self.adapters: tuple[Role, ...] = ()
         self._checkpointing: Checkpointing = "none"
         self._residual: Residual = "bf16"
         dim = config.dim
@@ -287,7 +304,7 @@ class Wan21(nn.Module):
         x: DualOrTensor,
         t: DualOrTensor,
         text: Tensor,
-        adapter: Literal["student", "critic"] | None = None,
+        adapter: Role | None = None,
         kv_cache: TextCache | None = None,
     ) -> Any:
         """Rectified-flow velocity, and with Duals its directional derivative.
@@ -307,9 +324,10 @@ class Wan21(nn.Module):
             TypeError: Time in half precision (it would make the derivative wrong by half).
             ConfigError: E_ADAPTER_UNKNOWN, an adapter this network does not have.
         """
-        self._check(x, t, text, adapter)
+        check_inputs(self.spec, x, t, text)
+        check_adapter(adapter, self.adapters)
         if kv_cache is not None:
-            kv_cache.bind(text)
+            kv_cache.bind(text, adapter)
         grid = self._grid(primal_of(x))
         tokens = self._embed_patches(x)
         time = self.time_embedding(ops.sinusoid(t, self.config.freq_dim))
@@ -318,7 +336,7 @@ class Wan21(nn.Module):
         value = primal_of(tokens)
         rotary = self._rotary.get(grid, value.dtype, value.device)
         for block in self.blocks:
-            tokens = block(tokens, modulation, states, rotary, kv_cache, self._checkpointing)
+            tokens = block(tokens, modulation, states, rotary, adapter, kv_cache, self._checkpointing)
         patches = self.head(tokens, time)
         return ops.linear_map(lambda a: unpatchify(a, grid, self.config.patch_size), patches)
 
@@ -329,7 +347,7 @@ class Wan21(nn.Module):
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, value: Checkpointing) -> None:
-        self._checkpointing = _one_of("activation checkpointing", value, get_args(Checkpointing))
+        self._checkpointing = one_of("activation checkpointing", value, get_args(Checkpointing))
 
     @property
     def residual(self) -> Residual:
@@ -338,7 +356,7 @@ class Wan21(nn.Module):
 
     @residual.setter
     def residual(self, value: Residual) -> None:
-        self._residual = _one_of("residual", value, get_args(Residual))
+        self._residual = one_of("residual", value, get_args(Residual))
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights (wan2.1.md 2.6): the head is zero, so the output is; norms start as identity."""
@@ -348,41 +366,11 @@ class Wan21(nn.Module):
     def _embed_patches(self, x: DualOrTensor) -> DualOrTensor:
         patches = ops.linear_map(lambda a: patchify(a, self.config.patch_size), x)
         tokens = ops.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
-        return _wide(tokens) if self._residual == "fp32" else tokens
+        return widened(tokens) if self._residual == "fp32" else tokens
 
     def _grid(self, x: Tensor) -> tuple[int, int, int]:
         kt, kh, kw = self.config.patch_size
         return x.shape[2] // kt, x.shape[3] // kh, x.shape[4] // kw
-
-    def _check(self, x: DualOrTensor, t: DualOrTensor, text: Tensor, adapter: str | None) -> None:
-        latent, time = primal_of(x), primal_of(t)
-        if adapter is not None:
-            raise ConfigError("E_ADAPTER_UNKNOWN", f"this network has no adapter {adapter!r}")
-        if latent.dim() != 5 or latent.shape[1] != self.config.in_dim:
-            raise ValueError(f"x must be [B, {self.config.in_dim}, T, H, W], not {list(latent.shape)}")
-        if any(size % part for size, part in zip(latent.shape[2:], self.config.patch_size, strict=True)):
-            raise ValueError(f"x {list(latent.shape)} does not split into patches of {self.config.patch_size}")
-        if time.shape != latent.shape[:1]:
-            raise ValueError(f"t must be [{latent.shape[0]}], not {list(time.shape)}")
-        if time.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"t must be float32 or float64, not {time.dtype}")
-        if text.dim() != 3 or text.shape[0] != latent.shape[0] or text.shape[2] != self.config.text_dim:
-            raise ValueError(f"text must be [{latent.shape[0]}, L, {self.config.text_dim}], not {list(text.shape)}")
-
-
-def _one_of(what: str, value: Any, known: tuple[Any, ...]) -> Any:
-    if value not in known:
-        raise ConfigError("E_CONFIG_VALUE", f"{what} {value!r} is unknown", f"known: {', '.join(known)}")
-    return value
-
-
-def _token_axis(x: DualOrTensor) -> DualOrTensor:
-    """[B, n, D] to [B, n, 1, D], so that row i is [B, 1, D] and broadcasts over the tokens."""
-    return ops.linear_map(lambda a: a.unsqueeze(2), x)
-
-
-def _wide(x: DualOrTensor) -> DualOrTensor:
-    return ops.linear_map(lambda a: a.to(wide_dtype(a.dtype)), x)
 
 
 def _initialise(name: str, weight: Tensor, dim: int, generator: torch.Generator | None) -> None:
