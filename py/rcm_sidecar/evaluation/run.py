@@ -169,7 +169,7 @@ def run_evaluation(
         network=plan.network,
         features=plan.features,
         feature_dimension=None if references is None else references.held_out.mean.shape[0],
-        floors=_floors(evaluator, references),
+        floors=floors_of(evaluator, references),
         rows=tuple(rows),
         seconds=time.perf_counter() - started,
     )
@@ -208,7 +208,7 @@ def measure_images(
     )
 
 
-def _floors(evaluator: Evaluator, references: References | None) -> Floors:
+def floors_of(evaluator: Evaluator, references: References | None) -> Floors:
     """Distances between two sets of one kind: training to held-out images, two sets of the teacher."""
     if references is None:
         return Floors(real_real=None, teacher_teacher=None)
