@@ -38,7 +38,7 @@ def set_up(device: str, threads: int, deterministic: bool) -> Environment:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
     # It would fill every new tensor with NaN, a debugging aid that takes 5 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     # The default, set because an embedding program may have changed it: flushed denormals change results.
     torch.set_flush_denormal(False)
