@@ -1,4 +1,6 @@
-"""How the tensors of a network are named in each layout, and the config files beside them (wan2.1.md section 4).
+"""How the tensors of a network are named in each layout, and the config files beside them.
+
+Facts: wan2.1.md section 4, cosmos-predict2.md section 4.
 
 Keys are mapped by whole-key tables, never by chains of substring replacements: the diffusers layout calls Wan's norm3
 norm2, so chains need a detour to be right.
@@ -6,13 +8,17 @@ norm2, so chains need a detour to be right.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
 from rcm_sidecar.errors import WeightsError
 from rcm_sidecar.networks import Network
+from rcm_sidecar.networks.cosmos_predict2 import CosmosConfig
+from rcm_sidecar.networks.lora import is_adapter
 
 Layout: TypeAlias = Literal["official", "diffusers", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = ("official", "diffusers", "comfyui")
@@ -22,6 +28,38 @@ _WRAPPERS = {"_checkpoint_wrapped_module", "_orig_mod"}
 _CONTAINERS = ("module.", COMFYUI_PREFIX)
 _ROLES = ("net_ema.", "net.")
 _OTHER_ROLES = ("net_fake_score.",)
+
+# Position tables, counters and quantisation state in the official Cosmos files; none is a weight.
+_NO_WEIGHTS = re.compile(r"(^|\.)(pos_embedder\.|accum_\w+$|_extra_state$)")
+
+_COSMOS_GLOBAL = {
+    "x_embedder.proj.1": "patch_embed.proj",
+    "t_embedder.1.linear_1": "time_embed.t_embedder.linear_1",
+    "t_embedder.1.linear_2": "time_embed.t_embedder.linear_2",
+    "t_embedding_norm": "time_embed.norm",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaln_modulation.1": "norm_out.linear_1",
+    "final_layer.adaln_modulation.2": "norm_out.linear_2",
+}
+_COSMOS_ATTENTION = {
+    "q_proj": "to_q",
+    "k_proj": "to_k",
+    "v_proj": "to_v",
+    "output_proj": "to_out.0",
+    "q_norm": "norm_q",
+    "k_norm": "norm_k",
+}
+_COSMOS_BLOCK = {
+    "mlp.layer1": "ff.net.0.proj",
+    "mlp.layer2": "ff.net.2",
+    **{
+        f"adaln_modulation_{part}.{layer}": f"norm{number}.linear_{layer}"
+        for number, part in enumerate(("self_attn", "cross_attn", "mlp"), start=1)
+        for layer in (1, 2)
+    },
+    **{f"self_attn.{ours}": f"attn1.{theirs}" for ours, theirs in _COSMOS_ATTENTION.items()},
+    **{f"cross_attn.{ours}": f"attn2.{theirs}" for ours, theirs in _COSMOS_ATTENTION.items()},
+}
 
 _WAN_GLOBAL = {
     "patch_embedding": "patch_embedding",
@@ -53,15 +91,14 @@ _WAN_BLOCK = {
 
 def diffusers_names(net: Network) -> dict[str, str]:
     """The diffusers key of every parameter of `net`, by official name."""
-    family = net.spec.family
-    if family != "wan2.1":
-        raise WeightsError("E_WEIGHTS_LAYOUT", f"no diffusers layout is known for {family}")
-    return {name: _wan_diffusers_name(name) for name in official_names(net)}
+    rename = _cosmos_diffusers_name if net.spec.family == "cosmos-predict2" else _wan_diffusers_name
+    return {name: rename(name) for name in official_names(net)}
 
 
 def official_names(net: Network) -> dict[str, nn.Parameter]:
-    """The parameters of `net` by official name, without the names of wrappers around its modules."""
-    return {plain_name(name): parameter for name, parameter in net.named_parameters()}
+    """The parameters of `net` by official name, without adapters and the names of wrappers around its modules."""
+    named = ((plain_name(name), parameter) for name, parameter in net.named_parameters())
+    return {name: parameter for name, parameter in named if not is_adapter(name)}
 
 
 def plain_name(name: str) -> str:
@@ -72,14 +109,15 @@ def plain_name(name: str) -> str:
 def strip_prefixes(keys: Iterable[str]) -> tuple[dict[str, str], str]:
     """Names as the network knows them, by key of the file, and the prefix that was removed.
 
-    Of several roles in one file exactly one is taken: `net_ema.` if present, else `net.`; the others are left out.
+    What is no weight (position tables, counters, quantisation state) is left out. Of several roles in one file exactly
+    one is taken: `net_ema.` if present, else `net.`; the others are left out.
 
     Raises:
         WeightsError: E_WEIGHTS_LAYOUT when two keys become the same name.
     """
-    names = {key: plain_name(key) for key in keys}
+    names = {key: plain_name(key) for key in keys if not _NO_WEIGHTS.search(key)}
     removed = ""
-    while container := next((c for c in _CONTAINERS if all(n.startswith(c) for n in names.values())), None):
+    while container := next((c for c in _CONTAINERS if names and all(n.startswith(c) for n in names.values())), None):
         names = {key: name[len(container) :] for key, name in names.items()}
         removed += container
     role = next((r for r in _ROLES if any(n.startswith(r) for n in names.values())), None)
@@ -103,41 +141,56 @@ def detect_layout(names: Iterable[str], prefix: str) -> Layout:
 
 def official_config(net: Network) -> dict[str, Any]:
     """The config.json of the official layout."""
-    config = _wan_config(net)
-    keys = ("dim", "eps", "ffn_dim", "freq_dim", "in_dim", "num_heads", "num_layers", "out_dim", "text_dim", "text_len")
-    return {
-        "_class_name": "WanModel",
-        "model_type": "t2v",
-        **{key: getattr(config, key) for key in keys},
-        "patch_size": list(config.patch_size),
-    }
+    config = net.config
+    if isinstance(config, CosmosConfig):
+        return {"_class_name": "MiniTrainDIT", **_json_fields(config)}
+    return {"_class_name": "WanModel", "model_type": "t2v", **_json_fields(config)}
 
 
 def diffusers_config(net: Network) -> dict[str, Any]:
     """The config.json of the diffusers layout."""
-    config = _wan_config(net)
-    return {
-        "_class_name": "WanTransformer3DModel",
-        "added_kv_proj_dim": None,
+    config = net.config
+    shared = {
         "attention_head_dim": config.dim // config.num_heads,
-        "cross_attn_norm": True,
-        "eps": config.eps,
-        "ffn_dim": config.ffn_dim,
-        "freq_dim": config.freq_dim,
         "in_channels": config.in_dim,
         "num_attention_heads": config.num_heads,
         "num_layers": config.num_layers,
         "out_channels": config.out_dim,
         "patch_size": list(config.patch_size),
+    }
+    if isinstance(config, CosmosConfig):
+        return shared | {
+            "_class_name": "CosmosTransformer3DModel",
+            "adaln_lora_dim": config.adaln_lora_dim,
+            "concat_padding_mask": True,
+            "extra_pos_embed_type": None,
+            "max_size": list(net.spec.max_latent or ()),
+            "mlp_ratio": config.mlp_ratio,
+            "rope_scale": list(config.rope_ratios),
+            "text_embed_dim": config.text_dim,
+        }
+    return shared | {
+        "_class_name": "WanTransformer3DModel",
+        "added_kv_proj_dim": None,
+        "cross_attn_norm": True,
+        "eps": config.eps,
+        "ffn_dim": config.ffn_dim,
+        "freq_dim": config.freq_dim,
         "qk_norm": "rms_norm_across_heads",
         "text_dim": config.text_dim,
     }
 
 
-def _wan_config(net: Network) -> Any:
-    if net.spec.family != "wan2.1":
-        raise WeightsError("E_WEIGHTS_LAYOUT", f"no config file is known for {net.spec.family}")
-    return net.config
+def _json_fields(config: Any) -> dict[str, Any]:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _cosmos_diffusers_name(name: str) -> str:
+    if name.startswith("blocks."):
+        _, index, rest = name.split(".", 2)
+        return f"transformer_blocks.{index}.{_mapped(rest, _COSMOS_BLOCK)}"
+    return _mapped(name, _COSMOS_GLOBAL)
 
 
 def _wan_diffusers_name(name: str) -> str:

@@ -71,7 +71,8 @@ def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
             found = {ours.get(name, name): tensor for name, tensor in found.items()}
         _check(net, found, Path(path))
         for name, parameter in list(net.named_parameters()):
-            _fill(net, name, parameter, found)
+            if plain_name(name) in found:  # adapters stay as they are
+                _fill(net, name, parameter, found)
     return LoadedWeights(layout, prefix, len(found))
 
 

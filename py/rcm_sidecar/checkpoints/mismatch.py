@@ -12,17 +12,24 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 # A piece of a key name that gives another kind of file away.
 _SIGNS: tuple[tuple[str, str], ...] = (
     ("lora_", "this is a LoRA file, not a whole network"),
-    ("x_embedder.", "these are weights of Cosmos-Predict2"),
-    (
-        "transformer_blocks.",
-        "these are weights of another architecture, perhaps Cosmos-Predict2 for diffusers",
-    ),
+    ("crossattn_proj.", "these are weights of Cosmos-Predict2.5, which is another network"),
     ("token_embedding.", "this is the text encoder"),
     ("shared.weight", "this is a text encoder"),
     ("decoder.", "this is the VAE"),
     ("img_emb.", "this is an image-to-video model; only text-to-video is supported"),
     ("vace_", "this is a VACE model; only text-to-video is supported"),
 )
+
+
+# Pieces that give another network of ours away, by its family.
+_FAMILY_SIGNS = {
+    "cosmos-predict2": (("x_embedder.", "transformer_blocks."), "these are weights of Cosmos-Predict2"),
+    "wan2.1": (("time_projection.", "condition_embedder."), "these are weights of Wan2.1"),
+}
+# The first layer: its rows are the width of the network.
+_FIRST_LAYERS = {"wan2.1": "patch_embedding.weight", "cosmos-predict2": "x_embedder.proj.1.weight"}
+# Patches of 16 channels, a condition mask and a padding mask.
+_VIDEO_TO_WORLD_COLUMNS = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,9 @@ def likely_cause(net: Network, mismatch: Mismatch, shapes: Mapping[str, tuple[in
     for sign, cause in _SIGNS:
         if any(sign in name for name in mismatch.unexpected):
             return cause
+    for family, (signs, cause) in _FAMILY_SIGNS.items():
+        if family != net.spec.family and any(sign in name for sign in signs for name in mismatch.unexpected):
+            return cause
     if mismatch.misshaped or _blocks(shapes) != _blocks(dict(net.named_parameters())):
         return _other_size(net, shapes)
     if mismatch.missing and not mismatch.unexpected:
@@ -66,8 +76,10 @@ def likely_cause(net: Network, mismatch: Mismatch, shapes: Mapping[str, tuple[in
 
 
 def _other_size(net: Network, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    ours = net.get_parameter("patch_embedding.weight").shape[0] if hasattr(net, "patch_embedding") else None
-    theirs = shapes.get("patch_embedding.weight", (None,))[0]
+    first = _FIRST_LAYERS[net.spec.family]
+    ours, theirs = net.get_parameter(first).shape[0], shapes.get(first, (None,))[0]
+    if net.spec.family == "cosmos-predict2" and shapes.get(first, ())[1:] == (_VIDEO_TO_WORLD_COLUMNS,):
+        return "this is a video-to-world model; only text-to-image is supported"
     blocks = (_blocks(shapes), _blocks(dict(net.named_parameters())))
     return (
         f"the file is of a network of another size: width {theirs} and {blocks[0]} blocks, "

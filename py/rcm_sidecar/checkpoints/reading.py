@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -114,10 +115,14 @@ def _open_safetensors(file: Path, stack: ExitStack) -> dict[str, StoredTensor]:
 def _open_pickle(file: Path) -> dict[str, StoredTensor]:
     _refuse_empty(file)
     try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        # The official Cosmos files hold quantisation state as BytesIO, which runs no code.
+        with torch.serialization.safe_globals([io.BytesIO]):
+            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for the same cause
         raise _unreadable(file, error) from error
     content = _unwrapped(content)
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if not isinstance(value, io.BytesIO)}
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError("E_WEIGHTS_LAYOUT", f"{file} holds no plain table of tensors", "export a state dict")
 

@@ -28,6 +28,8 @@ from rcm_sidecar.checkpoints.layouts import (
 )
 from rcm_sidecar.errors import HostError, WeightsError
 from rcm_sidecar.networks import Network
+from rcm_sidecar.networks.inputs import Role
+from rcm_sidecar.networks.lora import merge, weight_deltas
 
 _STEM = "diffusion_pytorch_model"
 
@@ -37,6 +39,7 @@ def save_network(
     path: str | PathLike[str],
     layout: Layout = "official",
     *,
+    adapter: Role | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
@@ -48,6 +51,7 @@ def save_network(
             above `max_shard_bytes`), or for "official" a file ending in .safetensors, the config in its header.
             "comfyui": a file ending in .safetensors, or a folder that gets `<network name>.safetensors`.
         layout: Names of the tensors.
+        adapter: LoRA role merged into the weights; None writes the base weights.
         dtype: Stored dtype; None keeps each parameter's own.
         max_shard_bytes: Largest file of a folder.
 
@@ -61,7 +65,7 @@ def save_network(
     """
     target = Path(path)
     _check_target(target, layout)
-    tensors = _tensors(net, layout, dtype)
+    tensors = _tensors(net, layout, adapter, dtype)
     single = target.suffix == ".safetensors"
     try:
         if single:
@@ -86,13 +90,16 @@ def _check_target(target: Path, layout: Layout) -> None:
         raise WeightsError("E_WEIGHTS_WRITE", f"{target} is a file, not a folder", "give a folder")
 
 
-def _tensors(net: Network, layout: Layout, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _tensors(net: Network, layout: Layout, adapter: Role | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
     names = diffusers_names(net) if layout == "diffusers" else {}
     prefix = COMFYUI_PREFIX if layout == "comfyui" else ""
+    deltas = {} if adapter is None else weight_deltas(net, adapter)
     result = {}
     for name, parameter in official_names(net).items():
-        tensor = parameter.detach().to("cpu", dtype or parameter.dtype).contiguous()
-        result[prefix + names.get(name, name)] = tensor
+        weight = parameter.detach()
+        if name in deltas:
+            weight = merge(weight, deltas.pop(name)())
+        result[prefix + names.get(name, name)] = weight.to("cpu", dtype or parameter.dtype).contiguous()
     return result
 
 

@@ -84,9 +84,7 @@ def test_derivative_equals_functorch_of_the_twin(parts):
     tx, tt = (tx if "x" in parts else None), (tt if "t" in parts else None)
     weights = {name: p.detach() for name, p in net.named_parameters()}
     tangents = (torch.zeros_like(x) if tx is None else tx, torch.zeros_like(t) if tt is None else tt)
-    value, wanted = torch.func.jvp(
-        lambda x, t: cosmos_twin.velocity(weights, net.config, x, t, text), (x, t), tangents
-    )
+    value, wanted = torch.func.jvp(lambda x, t: cosmos_twin.velocity(weights, net.config, x, t, text), (x, t), tangents)
     for dual_x, dual_t in (
         (Dual(x, tx), Dual(t, tt)),
         (x if tx is None else Dual(x, tx), t if tt is None else Dual(t, tt)),
