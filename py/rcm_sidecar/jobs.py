@@ -55,6 +55,8 @@ def _run_training(start: TrainingStart, link: JobLink) -> EndBody:
     loop = TrainingLoop(start, config, trained, products, environment, config_hash(config), link)
     if resumed is not None:
         loop.resume(resumed[0], Path(start.resume_from or ""))
+        if resumed[1].config_hash != loop.config_hash:
+            link.log("info", "The config is not the one the checkpoint was written with.")
     trained.trainer.check = lambda: _abandon_step(link)
     return loop.run()
 

@@ -62,6 +62,7 @@ class TrainingLoop:
     _latest: dict[str, float] = field(init=False, default_factory=dict)
     _seconds: float = field(init=False, default=0.0)
     _bad_batch: bool = field(init=False, default=False)
+    _dropped: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         settings = self.config.health.non_finite
@@ -74,7 +75,7 @@ class TrainingLoop:
         return self.trained.trainer.step
 
     def resume(self, state: TrainingState, folder: Path) -> None:
-        """Go on from a loaded checkpoint."""
+        """Go on from a loaded checkpoint in `folder`."""
         restore(self.trained, state)
         self._log.last = {name: int(step) for name, step in state.values["lastPhaseSteps"].items()}
         self._window.steps = [int(step) for step in state.values["nonFiniteSteps"]]
@@ -135,6 +136,7 @@ class TrainingLoop:
         work = None if self._bad_batch else trainer.work()
         result = trainer.run_step()
         self._report(result)
+        self._report_dropped(result)
         if result.non_finite is not None:
             if work is not None:
                 self._keep_bad_batch(result.step, work.inputs)
@@ -166,6 +168,16 @@ class TrainingLoop:
                 values=dict(self._latest),
             )
         )
+
+    def _report_dropped(self, result: StepResult) -> None:
+        """Samples are never left out silently; one alarm an attempt, the number of each step in the log."""
+        if not result.dropped:
+            return
+        message = f"Step {result.step}: the tangent of {result.dropped} samples overflowed; they were left out."
+        if not self._dropped:
+            self.link.alarm("E_NON_FINITE", message, result.step, {"samples": result.dropped})
+            self._dropped = True
+        self.link.log("warn", message, step=result.step, samples=result.dropped)
 
     def _window_add(self, found: NonFinite) -> None:
         self.link.alarm("E_NON_FINITE", found.message, found.step, found.details)

@@ -136,7 +136,7 @@ class DistillationPlan:
                 **self._guided(text[chosen]),
             ).weighted(settings.weight)
 
-        return Term("scm", u, loss, _SCM_SCALARS, _SCM_COUNTS)
+        return Term("scm", u, loss, _SCM_SCALARS, _SCM_COUNTS, dropped="non_finite_tangent")
 
     def _dcm(self, draws: _Draws, latents: Tensor, text: Tensor) -> Term:
         settings, networks = self.config.losses.dcm, self.networks

@@ -120,7 +120,8 @@ def set_up_distillation(config: RunConfig, check: bool) -> Trained:
     if critic is not None:
         roles["critic"] = make_role("critic", _named(critic), config.critic.optimizer, critic_total)
     networks = Networks(student, teacher, critic, teacher.spec.time_scale)
-    plan = DistillationPlan(config, networks, data, condition)
+    branches = "sequential" if config.teacher.branches == "auto" else config.teacher.branches
+    plan = DistillationPlan(config, networks, data, condition, branches)
     samples = config.schedule.batch_size
     trainer = Trainer(roles, plan, micro_batch=micro_batch(config, samples))
     return Trained(

@@ -56,6 +56,7 @@ class Term:
         loss: Closure over a part of the batch, so that no graph exists before it is called.
         scalars: Metric name -> scalar of the loss.
         counts: Metric name -> scalar that is its weight when micro-batches are averaged.
+        dropped: Scalar that counts the samples the loss left out because they were not finite, or None.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Term:
     loss: LossClosure
     scalars: Mapping[str, str]
     counts: Mapping[str, str] = field(default_factory=dict)
+    dropped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,22 @@ Plan = Callable[[int, Mapping[str, int]], Work]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; `non_finite` is set when its update was skipped."""
+    """What a step measured.
+
+    Attributes:
+        step: Counted from 1.
+        phase: Of its work.
+        values: Metric name -> value.
+        seconds: How long it took.
+        dropped: Samples that a loss left out.
+        non_finite: Set when the update was skipped.
+    """
 
     step: int
     phase: str
     values: Mapping[str, float]
     seconds: float
+    dropped: int
     non_finite: NonFinite | None
 
 
@@ -143,13 +155,14 @@ class Trainer:
         norm = role.optimizer.gradient_norm()
         rate = role.learning_rate(role.updates)
         values |= {f"grad_norm/{role.name}": norm.item(), f"lr/{role.name}": rate}
+        dropped = round(values.pop("dropped"))
         finite = math.isfinite(values.pop("total")) and math.isfinite(norm.item())
         found = None if finite else NonFinite.find(self.step + 1, work, role, self._micro_batch)
         if finite:
             self._update(role, norm, rate)
         role.optimizer.zero_grad()
         self._advance(role)
-        return StepResult(self.step, work.phase, values, time.perf_counter() - started, found)
+        return StepResult(self.step, work.phase, values, time.perf_counter() - started, dropped, found)
 
     def _backward(self, work: Work) -> dict[str, float]:
         parts = work.samples // self._micro_batch
@@ -158,7 +171,8 @@ class Trainer:
                 "E_CONFIG_VALUE", f"microBatchSize {self._micro_batch} does not divide the batch of {work.samples}."
             )
         losses: dict[str, list[dict[str, Tensor]]] = {term.name: [] for term in work.terms}
-        totals = []
+        totals: list[Tensor] = []
+        dropped: list[Tensor] = []
         for part in range(parts):
             chosen = slice(part * self._micro_batch, (part + 1) * self._micro_batch)
             for term in work.terms:
@@ -167,8 +181,10 @@ class Trainer:
                 (loss.total / parts).backward()
                 losses[term.name].append(loss.scalars)
                 totals.append(loss.total.detach().double())
+                dropped += [loss.scalars[term.dropped]] if term.dropped else []
                 del loss
-        return {"total": torch.stack(totals).sum().item(), **_averages(work.terms, losses)}
+        sums = {"total": torch.stack(totals).sum().item(), "dropped": sum(value.item() for value in dropped)}
+        return {**sums, **_averages(work.terms, losses)}
 
     def _update(self, role: Role, norm: Tensor, rate: float) -> None:
         if role.clip_norm is not None:

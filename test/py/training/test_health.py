@@ -12,6 +12,7 @@ from training.tiny_run import run, start
 
 from rcm_sidecar.errors import SidecarError, TrainingError
 from rcm_sidecar.link import RecordingLink
+from rcm_sidecar.methods import scm
 
 
 def test_nan_in_the_loss_ends_the_run_and_keeps_the_last_checkpoint(tiny_teacher: Path, tmp_path: Path) -> None:
@@ -71,3 +72,21 @@ def test_a_table_that_makes_guidance_a_no_op_is_found(tiny_teacher: Path, tmp_pa
     unchecked = {**changes, "health.teacherCheck": False}
     assert run(start(tmp_path / "unchecked", unchecked))[0].state == "succeeded"
     assert torch.equal(load_file(folder / "conditioner.safetensors")["table"][0], table[-1])
+
+
+def test_an_overflowing_tangent_is_reported(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = scm.tangent
+
+    def overflow(*arguments: object, **options: object) -> torch.Tensor:
+        g = real(*arguments, **options)  # type: ignore[arg-type]
+        g[2] = float("inf")
+        return g
+
+    monkeypatch.setattr(scm, "tangent", overflow)
+    changes = {"teacher.weights": str(tiny_teacher), "schedule.steps": 3, "method": "scm"}
+    end, link = run(start(tmp_path, changes))
+    assert end.state == "succeeded"
+    assert [alarm.details["samples"] for alarm in link.of_type("alarm")] == [1]
+    assert [record["fields"]["step"] for record in link.of_type("log")] == [1, 2, 3]

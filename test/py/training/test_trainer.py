@@ -22,7 +22,7 @@ BATCH = 6
 def squares(network: nn.Module, x: Tensor) -> Callable[[slice], Loss]:
     def loss(chosen: slice) -> Loss:
         per_sample = network(x[chosen]).square().sum(dim=1)
-        scalars = {"loss": per_sample.detach().double().mean(), "count": torch.tensor(float(len(per_sample))).double()}
+        scalars = {"loss": per_sample.detach().double().mean(), "left_out": torch.ones((), dtype=torch.float64)}
         return Loss(per_sample.mean(), per_sample, scalars)
 
     return loss
@@ -58,7 +58,8 @@ class Toy:
         times = torch.linspace(0, 1, BATCH)
         scalars = {"loss": "loss"}
         terms = tuple(
-            Term(name, times, loss, {f"{name}/{key}": value for key, value in scalars.items()}) for name in names
+            Term(name, times, loss, {f"{name}/{key}": value for key, value in scalars.items()}, dropped="left_out")
+            for name in names
         )
         return Work(role, role, terms, BATCH, {"x": x})
 
@@ -109,6 +110,11 @@ def test_micro_batches_give_the_same_update() -> None:
     for name in whole.networks:
         for a, b in zip(whole.weights(name), parts.weights(name), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_that_a_loss_left_out_are_counted() -> None:
+    """Two terms with three micro-batches each, one sample left out of each."""
+    assert Toy(micro_batch=2).trainer.run_step().dropped == 6
 
 
 def test_micro_batches_must_divide() -> None:
