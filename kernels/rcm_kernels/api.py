@@ -11,6 +11,9 @@ from rcm_kernels import operators
 from rcm_kernels.problem import Mask, check, frame_of
 
 
+AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
 class AttentionJvp(NamedTuple):
     """What `attention_jvp` returns: out [B,H,Lq,D], tangent like it, lse [B,H,Lq] and mu [B,H,Lq]."""
 
@@ -153,7 +156,7 @@ class _ForwardMode(torch.autograd.Function):
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
     """All tensors in autocast's dtype where it is on; fp64 is left alone, as torch does."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors)

@@ -1,7 +1,7 @@
 """Attention with a tangent on Hopper, in Gluon: one TMA producer warp and two 64-row consumer warpgroups.
 
 Gluon has no interpreter, so this file is tested by offline compilation (registers, spills, matrix instructions) and on
-the chip. Its maths is that of `attention_jvp.py`; the spec is jvp-kernels.md sections 1.2, 4.1 to 4.3. One step of a
+the chip. Its maths is that of `attention_jvp_portable.py`; the spec is jvp-kernels.md sections 1.2, 4.1 to 4.3. One step of a
 consumer, for its 64 rows and BN keys:
 
     S = Q K^T, tS = Q tK^T + tQ K^T      asynchronous; the softmax of S runs under the tS products
@@ -38,7 +38,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from rcm_kernels.attention_jvp import row_strides
+from rcm_kernels.attention_jvp_portable import row_strides
 from rcm_kernels.merge import merge_split_tiles
 from rcm_kernels.plan import ROWS, multiprocessors, plan_tiles
 from rcm_kernels.problem import Problem
@@ -292,7 +292,7 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
             if RELEASE == 0:
                 mbarrier.arrive(ke.index(i), count=1)
             if n == first:
-                c = gl.sum(ts, 1) * (sm_scale / BN)
+                c = gl.sum(ts, 1) * (sm_scale / gl.minimum(Lk - first, BN).to(gl.float32))
             hb, hr = _round(p * (ts * sm_scale - c[:, None]), DT)
             t_t = warpgroup_mma(gl.convert_layout(hb, PL), v_s.index(i), t_t, is_async=True)
             if RELEASE == 1:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from rcm_kernels.plain import has_plain_kernel, plain_forward
 from rcm_kernels.problem import KERNEL_DTYPES, KERNEL_HEAD_DIMS, Problem, check_for_kernels
 from rcm_kernels.reference import Result, eager
 
@@ -59,6 +60,9 @@ def forward(
     Raises:
         ValueError: The named backend cannot run it, or an argument's dtype, head dim or strides do not suit.
     """
+    if tq is None and tk is None and tv is None and requested_backend() == "auto" and has_plain_kernel(q, k, problem):
+        out, lse = plain_forward(q, k, v, problem)
+        return Result(out, None, lse, None)
     backend = choose(q, tq, tk, tv)
     if backend == "eager":
         return eager(q, k, v, tq, tk, tv, scale=problem.scale, frame=problem.frame)
@@ -69,9 +73,9 @@ def forward(
             from rcm_kernels import attention_jvp_hopper
 
             return attention_jvp_hopper.launch(q, k, v, tq, tk, tv, problem, **hopper_tile(problem, tk is not None))
-        from rcm_kernels import attention_jvp as portable
+        from rcm_kernels import attention_jvp_portable
 
-        return portable.launch(q, k, v, tq, tk, tv, problem, **triton_tile(problem, q.device))
+        return attention_jvp_portable.launch(q, k, v, tq, tk, tv, problem, **triton_tile(problem, q.device))
 
 
 def choose(q: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None) -> Literal["hopper", "triton", "eager"]:

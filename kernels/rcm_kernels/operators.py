@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from rcm_kernels.backward import attention_backward
 from rcm_kernels.dispatch import forward
+from rcm_kernels.plain import attention_backward
 from rcm_kernels.problem import Problem, visible_pairs
 from rcm_kernels.reference import Result
 

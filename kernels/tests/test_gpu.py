@@ -26,7 +26,9 @@ def assert_close(result, args, mask=None, dtype=BF16):
     assert found["lse"] < limit_lse, found
     if "tangent" in found:
         assert found["tangent"] < limit_tangent, found
-        assert found["tangent"] < 1.1 * found["emulated"] + 1e-4, found
+        # Of few numbers the error itself is noisy: a tenth above the emulation is asked of full tiles.
+        room = 1.1 if min(args[0].shape[2], args[1].shape[2]) >= 128 else 1.5
+        assert found["tangent"] < room * found["emulated"] + 1e-4, found
         assert found["mu"] < 5e-3, found
 
 
@@ -40,7 +42,11 @@ def test_tiny_and_ragged_lengths(backend, dim, pattern):
     for i, (queries, keys) in enumerate(LENGTHS):
         args = inputs(1 + i % 3, 2, queries, keys, dim, dtype=BF16, device="cuda", pattern=pattern, seed=i)
         with use_backend(backend):
-            assert_close(attention_jvp(*args), args)
+            result = attention_jvp(*args)
+        if keys == 1 and pattern == "q":  # one key: the output cannot move
+            assert result.tangent.abs().max() < 1e-2
+        else:
+            assert_close(result, args)
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -144,7 +150,7 @@ def test_more_than_2_to_the_31_elements():
 @pytest.mark.parametrize("frame", [0, 1, 130])
 def test_backward_from_our_output(backend, layout, frame):
     """Layouts of both kinds run in one process: cuDNN's plan cache must not mix them up."""
-    from rcm_kernels.backward import attention_backward
+    from rcm_kernels.plain import attention_backward
 
     if backend == "cudnn" and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("cuDNN's attention backward is used on Hopper and newer")

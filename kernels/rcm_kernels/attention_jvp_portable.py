@@ -90,14 +90,15 @@ def _step(q, tq, dk, dv, dtk, dtv, b, h, n, row0, Lq, Lk, frame, exp_scale, scal
 
 
 @triton.jit
-def _centre(q, tq, dk, dtk, b, h, BN: tl.constexpr, D: tl.constexpr, HAS_TQ: tl.constexpr, HAS_TK: tl.constexpr):
+def _centre(q, tq, dk, dtk, b, h, Lk, BN: tl.constexpr, D: tl.constexpr, HAS_TQ: tl.constexpr, HAS_TK: tl.constexpr):
     """Mean of tS / scale over the first BN keys, for each row."""
     c = tl.sum(q.to(tl.float32), 1) * 0
+    share = 1.0 / tl.minimum(Lk, BN).to(tl.float32)  # rows past the end are read as zeros
     if HAS_TQ:
-        mean_k = tl.sum(_rows(dk, b, h, 0, BN, D).to(tl.float32), 0) * (1.0 / BN)
+        mean_k = tl.sum(_rows(dk, b, h, 0, BN, D).to(tl.float32), 0) * share
         c += tl.sum(tq.to(tl.float32) * mean_k[None, :], 1)
     if HAS_TK:
-        mean_tk = tl.sum(_rows(dtk, b, h, 0, BN, D).to(tl.float32), 0) * (1.0 / BN)
+        mean_tk = tl.sum(_rows(dtk, b, h, 0, BN, D).to(tl.float32), 0) * share
         c += tl.sum(q.to(tl.float32) * mean_tk[None, :], 1)
     return c
 
@@ -128,7 +129,7 @@ def attention_jvp_kernel(dq, dk, dv, dtq, dtk, dtv, d_out, d_tangent, LSE, MU, s
     o = tl.zeros([BM, D], tl.float32)
     t = tl.zeros([BM, D], tl.float32)
     if HAS_TS:
-        c = _centre(q, tq, dk, dtk, b, h, BN, D, HAS_TQ, HAS_TK) * scale
+        c = _centre(q, tq, dk, dtk, b, h, Lk, BN, D, HAS_TQ, HAS_TK) * scale
     end = Lk
     free = Lk  # keys below this one are seen by all rows
     if MASKED:

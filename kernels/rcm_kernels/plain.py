@@ -1,6 +1,6 @@
-"""Gradients of the primal output from our output and log-sum-exp: cuDNN, FlashAttention-2 or eager torch.
+"""Attention without a tangent by torch's own kernels: forward, and gradients from our output and log-sum-exp.
 
-Both fused backwards take O and the natural-log LSE of any forward. Their masks know none and causal; a block-causal mask
+The backward is cuDNN, FlashAttention-2 or eager torch. Both fused backwards take O and the natural-log LSE of any forward. Their masks know none and causal; a block-causal mask
 is one call a frame, over the keys that frame sees.
 
 cuDNN caches a plan by the strides of q, k, v and dO but not of O, and gives silently wrong gradients when O has other
@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from rcm_kernels.problem import KERNEL_DTYPES
+from rcm_kernels.problem import KERNEL_DTYPES, Problem
 from rcm_kernels.reference import eager_backward
 
 BackwardBackend: TypeAlias = Literal["cudnn", "flash", "eager"]
@@ -58,6 +58,23 @@ def attention_backward(
     return _by_frame(one, grad, q, k, v, out, lse, scale, frame)
 
 
+def has_plain_kernel(q: Tensor, k: Tensor, problem: Problem) -> bool:
+    """Whether torch has a fused attention, forward and backward, for these tensors and this mask."""
+    return problem.frame <= 1 and choose_backward(q, k, problem.frame) != "eager"
+
+
+def plain_forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """(out, natural-log lse [B, H, Lq]) by cuDNN or FlashAttention-2; out has q's layout."""
+    causal = problem.frame == 1
+    if choose_backward(q, k, problem.frame) == "cudnn":
+        out, lse, *_ = _aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, causal, False, scale=problem.scale
+        )
+        return out, lse.reshape(q.shape[:3])
+    out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=problem.scale)
+    return out, lse.reshape(q.shape[:3])
+
+
 def choose_backward(q: Tensor, k: Tensor, frame: int) -> BackwardBackend:
     """The fastest backward for these tensors: cuDNN on Hopper and newer, else FlashAttention-2, else eager."""
     head_dim = q.shape[-1]
@@ -78,7 +95,6 @@ def _cudnn(
     if grad.stride() != out.stride():
         grad = torch.empty_strided(out.shape, out.stride(), dtype=q.dtype, device=q.device).copy_(grad)
     unused = torch.empty(0, device=q.device, dtype=torch.int64)
-    no_bias = torch.Tensor()
     return _aten._scaled_dot_product_cudnn_attention_backward(
         grad,
         q,
@@ -88,9 +104,9 @@ def _cudnn(
         lse.unsqueeze(-1),
         unused,
         unused,
-        no_bias,
-        no_bias,
-        no_bias,
+        None,  # no bias
+        None,  # not packed sequences
+        None,
         q.shape[2],
         k.shape[2],
         0.0,
@@ -102,7 +118,6 @@ def _cudnn(
 def _flash(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
 ) -> Gradients:
-    none = torch.empty(0, device=q.device, dtype=torch.int32)
     seed = torch.zeros(2, device=q.device, dtype=torch.uint64)
     offset = torch.zeros((), device=q.device, dtype=torch.uint64)
     return _aten._scaled_dot_product_flash_attention_backward(
@@ -112,8 +127,8 @@ def _flash(
         v,
         out,
         lse,
-        none,
-        none,
+        None,  # not packed sequences
+        None,
         q.shape[2],
         k.shape[2],
         0.0,

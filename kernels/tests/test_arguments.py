@@ -1,0 +1,106 @@
+"""Wrong arguments raise ValueError naming the argument; dispatch does what it was told."""
+
+import pytest
+import torch
+from cases import inputs
+from rcm_kernels import attention_jvp, use_backend
+from rcm_kernels.dispatch import choose, tile_table
+from rcm_kernels.problem import check_alignment, check_for_kernels
+
+ARGS = inputs(2, 3, 5, 7, 16, dtype=torch.float32)
+NAMES = ("q", "k", "v", "tq", "tk", "tv")
+
+
+def replaced(**changes):
+    return [changes.get(name, x) for name, x in zip(NAMES, ARGS, strict=True)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rank_dtype_and_shape(name):
+    x = dict(zip(NAMES, ARGS, strict=True))[name]
+    other = "k" if name == "q" else name  # q sets what the others must be like
+    with pytest.raises(ValueError, match=f"^{name}: expected \\[batch"):
+        attention_jvp(*replaced(**{name: x[0]}))
+    with pytest.raises(ValueError, match=f"^{other}: expected dtype"):
+        attention_jvp(*replaced(**{name: x.double()}))
+    with pytest.raises(ValueError, match=f"^{other}: expected shape"):
+        attention_jvp(*replaced(**{name: x[..., :8]}))
+    with pytest.raises(ValueError, match=f"^{other}: expected device"):
+        attention_jvp(*replaced(**{name: x.to("meta")}))
+
+
+def test_empty_lengths_integers_and_scale():
+    with pytest.raises(ValueError, match="^q: queries must be at least 1"):
+        attention_jvp(ARGS[0][:, :, :0], *ARGS[1:3])
+    with pytest.raises(ValueError, match="^k: keys must be at least 1"):
+        attention_jvp(ARGS[0], ARGS[1][:, :, :0], ARGS[2][:, :, :0])
+    with pytest.raises(ValueError, match="^q: dtype torch.int32"):
+        attention_jvp(*(x.int() for x in ARGS[:3]))
+    with pytest.raises(ValueError, match="^scale: "):
+        attention_jvp(*ARGS, scale=float("nan"))
+
+
+@pytest.mark.parametrize(
+    "mask", ["block", ("block-causal",), ("block-causal", 0), ("block-causal", 2.0), ("block-causal", True), 3]
+)
+def test_unknown_masks(mask):
+    with pytest.raises(ValueError, match="^mask: "):
+        attention_jvp(*ARGS, mask=mask)
+
+
+def test_alignment_names_the_argument_and_the_dimension():
+    x = torch.zeros(2, 3, 5, 64, dtype=torch.bfloat16)
+    check_alignment("q", x)
+    check_alignment("q", x.transpose(1, 2))
+    with pytest.raises(ValueError, match="^q: the last dimension must be contiguous"):
+        check_alignment("q", x.transpose(2, 3))
+    with pytest.raises(ValueError, match="^tk: the stride of dimension 0"):
+        check_alignment("tk", torch.zeros(2, 3, 5, 68, dtype=torch.bfloat16)[..., :64])
+    with pytest.raises(ValueError, match="^v: its address"):
+        check_alignment("v", torch.zeros(1, 1, 1, 72, dtype=torch.bfloat16)[..., 1:65])
+    with pytest.raises(ValueError, match="^k: the stride of dimension 0"):
+        check_alignment("k", x[:1].expand(2, 3, 5, 64))
+
+
+def test_kernels_need_cuda_tensors():
+    with pytest.raises(ValueError, match="^q: the fused kernels need a CUDA tensor"):
+        check_for_kernels({"q": ARGS[0]})
+
+
+def test_backend_is_chosen_or_refused(monkeypatch):
+    q, _, _, tq, tk, tv = ARGS
+    assert choose(q, tq, tk, tv) == "eager"
+    for name in ("triton", "hopper"):
+        with use_backend(name), pytest.raises(ValueError, match=f"backend {name}: .*not a CUDA device"):
+            attention_jvp(*ARGS)
+        monkeypatch.setenv("RCM_KERNELS_ATTENTION", name)
+        with pytest.raises(ValueError, match=f"backend {name}"):
+            attention_jvp(*ARGS)
+        with use_backend("eager"):  # code wins over the environment
+            attention_jvp(*ARGS)
+    monkeypatch.setenv("RCM_KERNELS_ATTENTION", "fast")
+    with pytest.raises(ValueError, match="^RCM_KERNELS_ATTENTION: expected one of auto, hopper, triton, eager"):
+        attention_jvp(*ARGS)
+    monkeypatch.setenv("RCM_KERNELS_ATTENTION", "")
+    attention_jvp(*ARGS)
+    with pytest.raises(ValueError, match="^name: "), use_backend("cuda"):
+        pass
+
+
+def test_tile_table_covers_what_dispatch_asks():
+    table = tile_table()
+    for columns in (64, 128):
+        for pattern in ("full", "constant"):
+            assert table["hopper"][f"{columns}/{pattern}"]["block_keys"] in (64, 128)
+    for major in ("9", "10", "other"):
+        for columns in (32, 64, 128, 256):
+            assert set(table["triton"][f"{major}/{columns}"]) == {"block_rows", "block_keys", "stages", "warps"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_result_dtypes_and_strides(dtype):
+    args = [x.to(dtype) for x in ARGS]
+    result = attention_jvp(*args)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert (result.out.dtype, result.tangent.dtype, result.lse.dtype, result.mu.dtype) == (dtype, dtype, wide, wide)
+    assert result.out.shape == result.tangent.shape == (2, 3, 5, 16) and result.lse.shape == result.mu.shape == (2, 3, 5)
