@@ -178,8 +178,9 @@ async function build(folder: string, { options, home, base, plan, choice }: Buil
   const temporary = `${folder}.tmp`;
   const { env, onProgress, signal } = options;
   const command = { env, onLine: onProgress, signal };
-  onProgress?.(`Making a Python ${base.version} environment in ${folder} (${plan.size}).`);
+  // Said once it is sure to begin: a refusal has two lines and no more.
   const pip = await openVirtualEnvironment(temporary, base, command);
+  onProgress?.(`Making a Python ${base.version} environment in ${folder} (${plan.size}).`);
   const python = interpreterOf(temporary);
   if (!(await hasTorch(python))) {
     onProgress?.(`Installing torch from ${plan.source}.`);

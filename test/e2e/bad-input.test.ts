@@ -1,8 +1,11 @@
-import { chmodSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import type { ChildProcess } from 'node:child_process';
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packageRoot } from '../../src/package-root.ts';
 import { quickRun, runCli, temporaryFolder } from '../cli.ts';
+import { onlyRun } from '../run-files.ts';
+import { writeFakePython } from '../unit/python/fake-python.ts';
 
 interface Case {
   readonly name: string;
@@ -25,21 +28,35 @@ beforeAll(async () => {
   writeFileSync(join(folder.path, 'empty.safetensors'), '');
   writeFileSync(join(folder.path, 'wrong-type.yaml'), 'version: 1\nextends: digits-rcm\nseed: many\n');
   writeFileSync(join(folder.path, 'unknown-key.yaml'), 'version: 1\nextends: digits-rcm\nteacher:\n  guidence: 2\n');
-  fakePython('python-3.9', '3.9.18', '[3, 9, 18]');
-  fakePython('python-no-torch', '3.11.7', '[3, 11, 7]');
+  writeFakePython(join(folder.path, 'python-3.9'), { version: '3.9.18' });
+  writeFakePython(join(folder.path, 'python-no-torch'), {});
+  mkdirSync(join(folder.path, 'no-venv'));
+  writeFakePython(join(folder.path, 'no-venv', 'python3'), { hasVenv: false, hasEnsurePip: false, hasPip: false });
+  foreignWeights(join(folder.path, 'foreign.safetensors'));
+  writeFileSync(join(folder.path, 'full-disk.mjs'), fullDisk);
 });
 
 afterAll(() => folder.remove());
 
-/** A program that answers as an interpreter of that version without packages would. */
-function fakePython(name: string, version: string, parts: string): void {
-  const path = join(folder.path, name);
-  writeFileSync(
-    path,
-    `#!/bin/sh\n# stands in for CPython ${version} ${parts}\nexec ${name === 'python-3.9' ? 'false' : 'python3 -I -S'} "$@"\n`,
-  );
-  chmodSync(path, 0o755);
+/** A safetensors file with one tensor that no network has. */
+function foreignWeights(path: string): void {
+  const header = JSON.stringify({ 'encoder.weight': { dtype: 'F32', shape: [1], data_offsets: [0, 4] } });
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(header.length));
+  writeFileSync(path, Buffer.concat([length, Buffer.from(header), Buffer.alloc(4)]));
 }
+
+/** Loaded before the command line: writing a run's record finds the disk full. */
+const fullDisk = `
+import fs from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
+const write = fs.writeFileSync;
+fs.writeFileSync = (path, ...rest) => {
+  if (String(path).includes('run.json')) throw Object.assign(new Error('no space left on device'), { code: 'ENOSPC' });
+  return write(path, ...rest);
+};
+syncBuiltinESMExports();
+`;
 
 const cases: readonly Case[] = [
   { name: 'unknown command', words: ['distil'], exitCode: 2, code: 'E_USAGE' },
@@ -68,9 +85,37 @@ const cases: readonly Case[] = [
     exitCode: 3,
     code: 'E_PYTHON_PACKAGES',
   },
+  { name: 'Python 3.9', words: ['distill', '--python', './python-3.9'], exitCode: 3, code: 'E_PYTHON_VERSION' },
   { name: 'Python that is none', words: ['distill', '--python', './a-file'], exitCode: 3, code: 'E_PYTHON_NOT_FOUND' },
   { name: 'no such run', words: ['resume', 'nowhere'], exitCode: 2, code: 'E_RUN_NOT_FOUND' },
   { name: 'empty weights', words: ['sample', './empty.safetensors'], exitCode: 5, code: 'E_WEIGHTS_SAMPLER' },
+  {
+    name: 'a Python that can make no environment',
+    words: ['distill', '--yes'],
+    env: { RCM_BRIDGE_PYTHON: '', PATH: 'no-venv' },
+    exitCode: 3,
+    code: 'E_PYTHON_VENV',
+  },
+  {
+    name: 'no Python environment and no consent',
+    words: ['distill'],
+    env: { RCM_BRIDGE_PYTHON: '', PATH: 'no-venv' },
+    exitCode: 3,
+    code: 'E_CONSENT',
+  },
+  {
+    name: 'a full disk',
+    words: ['distill', ...quickRun(2)],
+    env: { NODE_OPTIONS: '--import ./full-disk.mjs' },
+    exitCode: 3,
+    code: 'E_DISK_FULL',
+  },
+  {
+    name: 'teacher of another network',
+    words: ['distill', ...quickRun(2), '--set', 'teacher.weights=./foreign.safetensors'],
+    exitCode: 5,
+    code: 'E_WEIGHTS',
+  },
   {
     name: 'teacher that is missing',
     words: ['distill', ...quickRun(2), '--set', 'teacher.weights=./nowhere.safetensors'],
@@ -98,6 +143,32 @@ describe('bad input', () => {
     expect(result.stderr).toContain('teacher.guidance');
   });
 
+  it('a loss that becomes NaN: exit 1, E_NON_FINITE, and the run says so', async () => {
+    const wild = ['--set', 'student.optimizer.learningRate=1.0e+30', '--set', 'health.nonFinite.policy=fail'];
+    const result = await runCli(['distill', ...quickRun(14), ...wild, '--runs-dir', 'wild'], { cwd: folder.path });
+    expect(result.stderr).toContain('E_NON_FINITE');
+    expect(result.code, result.stderr).toBe(1);
+    expect(result.stderr).not.toMatch(/^\s+at /m);
+    const record = JSON.parse(readFileSync(join(onlyRun(join(folder.path, 'wild')), 'run.json'), 'utf8'));
+    expect(record).toMatchObject({ state: 'failed', exitCode: 1, error: { code: 'E_NON_FINITE' } });
+  });
+
+  it('a run directory that a live process owns: exit 2, E_RUN_BUSY, and that process goes on', async () => {
+    let second: ReturnType<typeof runCli> | undefined;
+    const words = ['distill', ...quickRun(200), '--run-dir', 'busy', '--format', 'ndjson'];
+    const first = await runCli(words, {
+      cwd: folder.path,
+      onSpawn: child =>
+        whenTraining(child, () => {
+          second ??= runCli(['resume', './busy'], { cwd: folder.path }).finally(() => child.kill('SIGINT'));
+        }),
+    });
+    const refused = await second;
+    expect(refused?.code, refused?.stderr).toBe(2);
+    expect(refused?.stderr).toContain('E_RUN_BUSY');
+    expect(first.code, first.stderr).toBe(7);
+  });
+
   it('names the Nodes that work when this one is too old', async () => {
     const { execFileSync } = await import('node:child_process');
     const script = `Object.defineProperty(process.versions, 'node', { value: '18.20.8' }); import(${JSON.stringify(join(packageRoot(), 'bin', 'rcm-bridge.js'))})`;
@@ -107,3 +178,11 @@ describe('bad input', () => {
     );
   });
 });
+
+function whenTraining(child: ChildProcess, act: () => void): void {
+  let seen = '';
+  child.stdout?.on('data', chunk => {
+    seen += String(chunk);
+    if (seen.includes('"type":"metric"')) act();
+  });
+}
