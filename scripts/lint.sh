@@ -3,17 +3,23 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(node bin/rcm-bridge.js env path)
-export PYTHONPATH=.dev:py:kernels
+export PYTHONPATH="$PWD/.dev:$PWD/py:$PWD/kernels"
+
+# kernels/ is a package of its own, with rules of its own.
+ruff() {
+  "$python" -m ruff "$@" --config py/pyproject.toml py test/py scripts
+  (cd kernels && "$python" -m ruff "$@" .)
+}
 
 if [ "${1:-}" = --write ]; then
   node_modules/.bin/biome check --write .
-  "$python" -m ruff check --fix --config py/pyproject.toml py kernels test/py scripts
-  "$python" -m ruff format --config py/pyproject.toml py kernels test/py scripts
+  ruff check --fix
+  ruff format
   exit
 fi
 
 node_modules/.bin/biome check .
 node_modules/.bin/tsc -p tsconfig.json
-"$python" -m ruff check --config py/pyproject.toml py kernels test/py scripts
-"$python" -m ruff format --check --config py/pyproject.toml py kernels test/py scripts
+ruff check --quiet
+ruff format --check --quiet
 "$python" -m mypy --config-file py/pyproject.toml py/rcm_sidecar

@@ -15,7 +15,7 @@ const event = (changes: Partial<ProgressEvent> = {}): ProgressEvent => ({
   criticUpdates: 140,
   samplesPerSecond: 721.4,
   etaSeconds: 125,
-  values: { 'critic/loss': 3.14159, 'scm/loss': 93.21, 'scm/g_norm': 1 },
+  values: { 'critic/loss': 2.71, 'scm/loss': 93.21, 'scm/g_norm': 1 },
   ...changes,
 });
 
