@@ -1,0 +1,76 @@
+"""What ptxas makes of the kernels, pinned: a change that ruins one fails here, on a machine without a GPU.
+
+The numbers are those of Triton 3.6.0. `matrix` counts the matrix instructions of two loops (two consumers, or the whole
+and the edge loop); `waits` those that wait for them: more of them means ptxas has serialised the products. A few bytes
+of stack are spilled once a tile; inside a loop nothing may be.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+# case: (registers at most, stack bytes at most, matrix instructions, waits, spill accesses in the loops at most)
+FAST = {
+    "hopper 128 full": (168, 24, 72, 6, 0),
+    "hopper 128 full split": (168, 48, 72, 6, 0),
+    "hopper 128 full masked": (168, 72, 72, 6, 0),
+    "hopper 128 constant": (168, 40, 48, 6, 0),
+    "hopper 64 full split": (168, 72, 72, 6, 2),
+    "portable sm_90a 64": (208, 0, 48, 11, 0),
+    "portable sm_80 64": (255, 0, 192, 0, 0),
+    "portable sm_100 64": (168, 0, 88, 0, 0),
+}
+REST = {
+    "hopper 128 full fp16": (168, 24, 72, 6, 0),
+    "hopper 64 constant": (168, 40, 48, 6, 0),
+    "portable sm_90a 128": (255, 64, 72, 11, 5),
+    "portable sm_90a 128 q": (255, 24, 48, 7, 0),
+    "portable sm_80 128": (255, 224, 192, 0, 22),
+    "portable sm_100 128": (176, 0, 122, 0, 0),
+}
+
+
+def compile_cases(cases, cache, timeout):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    environment.pop("TRITON_INTERPRET", None)
+    script = Path(__file__).with_name("offline.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *cases], env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+
+def judge(found, pins):
+    assert set(found) == set(pins)
+    for case, (registers, stack, matrix, waits, loop_spills) in pins.items():
+        line = found[case]
+        assert line["matrix"] == matrix and line["waits"] == waits, line
+        assert line["registers"] <= registers and line["stack"] <= stack, line
+        assert line["loop_spills"] <= loop_spills, line
+        assert line["shared"] <= (167936 if "sm_80" in case else 232448), line
+
+
+@pytest.fixture(autouse=True)
+def pinned_triton():
+    import importlib.metadata
+
+    version = importlib.metadata.version("triton")
+    if version != "3.6.0":
+        pytest.skip(f"the pins are those of Triton 3.6.0, this is {version}")
+
+
+def test_compiled_kernels(tmp_path):
+    judge(compile_cases(list(FAST), tmp_path, 600), FAST)
+
+
+@pytest.mark.long
+def test_compiled_kernels_rest(tmp_path):
+    judge(compile_cases(list(REST), tmp_path, 1200), REST)
