@@ -62,6 +62,7 @@ class Adapter(nn.Module):
         options: Any = {"dtype": wide_dtype(weight.dtype), "device": weight.device}
         self.down = nn.Parameter(torch.empty(rank, features_in, **options))
         self.up = nn.Parameter(torch.zeros(features_out, rank, **options))
+        self.alpha = config.alpha
         self.scale = config.alpha / rank
 
     def forward(self, x: DualOrTensor, base: DualOrTensor) -> DualOrTensor:
@@ -144,14 +145,23 @@ def adapter_parameters(net: nn.Module, role: Role) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in net.named_parameters() if marker in name}
 
 
+def adapters_of(net: Any, role: Role) -> dict[str, Adapter]:
+    """The adapters of `role` by the official name of their layer, in order.
+
+    Raises:
+        ConfigError: E_ADAPTER_UNKNOWN.
+    """
+    check_adapter(role, net.adapters)
+    return {name: cast(Adapter, layer.lora[role]) for name, layer in _layers(net)}
+
+
 def weight_deltas(net: Any, role: Role) -> dict[str, Callable[[], Tensor]]:
     """What the adapters of `role` add to each weight, by the weight's official name, computed when called.
 
     Raises:
         ConfigError: E_ADAPTER_UNKNOWN.
     """
-    check_adapter(role, net.adapters)
-    return {f"{name}.weight": cast(Adapter, layer.lora[role]).delta for name, layer in _layers(net)}
+    return {f"{name}.weight": adapter.delta for name, adapter in adapters_of(net, role).items()}
 
 
 def merge(weight: Tensor, delta: Tensor) -> Tensor:
