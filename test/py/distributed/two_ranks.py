@@ -165,6 +165,7 @@ def time_stays_wide(family, shard_net, lora=False):
     role = "student" if lora else None
     shard_net(net)
     watch_time(net)
+    watch_weights(net)
     x, t, text, tx, tt = FAMILIES[family].small_inputs(torch.float32)
     out = net(Dual(x, tx), Dual(t, tt), text, adapter=role)
     assert out.primal.dtype == out.tangent.dtype == torch.float32
@@ -189,6 +190,20 @@ def watch_time(net):
 
     for block in net.blocks:
         block.register_forward_pre_hook(hook)
+
+
+def watch_weights(net):
+    """Check the gathered weights: float32 in the time path and the head, bf16 in the blocks."""
+
+    def expect(dtype):
+        def hook(layer, _arguments):
+            assert layer.weight.dtype == dtype, f"a weight is gathered as {layer.weight.dtype}, not {dtype}"
+
+        return hook
+
+    for path, layer in net.named_modules():
+        if isinstance(layer, torch.nn.Linear) and path.startswith((*net.wide_parts, "blocks")):
+            layer.register_forward_pre_hook(expect(torch.bfloat16 if path.startswith("blocks") else torch.float32))
 
 
 def bf16_parameters(family):
