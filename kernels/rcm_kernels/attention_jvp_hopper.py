@@ -195,6 +195,7 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
     H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps = plan
     CB: gl.constexpr = D // 64
     PARTS: gl.constexpr = 2 if HAS_TK else 1
+    OUTS: gl.constexpr = 1 if D == 128 and HAS_TK else 2
     SL: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
     OL: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
     PL: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OL, k_width=2)
@@ -322,7 +323,7 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
             gl.store(part_o + cells, o)
             gl.store(part_t + cells, t)
         else:
-            stage = o_s.index(W)
+            stage = o_s.index(W * OUTS)
             tma.store_wait(0)
             stage.store(o.to(DT).reshape([1, 1, 64, D]))
             fence_async_shared()
@@ -331,7 +332,9 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
             ok = row0 + rows < Lq
             gl.store(LSE + at, (m + gl.log2(lr)) * LN2, mask=ok)
             gl.store(MU + at, mr + c, mask=ok)
-            tma.store_wait(0)
+            if OUTS == 1:
+                tma.store_wait(0)
+            stage = o_s.index(W * OUTS + OUTS - 1)
             stage.store(t.to(DT).reshape([1, 1, 64, D]))
             fence_async_shared()
             tma.async_copy_shared_to_global(dT, [b, h, row0 + W * 64, 0], stage)
@@ -357,7 +360,9 @@ def attention_jvp_kernel(dq, dtq, dk, dtk, dv, dtv, dO, dT, LSE, MU, part_o, par
     tv_s = v_s
     if HAS_TK:
         tv_s = gl.allocate_shared_memory(DT, [NS, 1, 1, BN, D], dv.layout)
-    o_s = gl.allocate_shared_memory(DT, [2, 1, 1, 64, D], dO.layout)
+    # O and tO each have a staging buffer where there is room: only D = 128 with three tangents has none to spare.
+    OUTS: gl.constexpr = 1 if D == 128 and HAS_TK else 2
+    o_s = gl.allocate_shared_memory(DT, [2 * OUTS, 1, 1, 64, D], dO.layout)
     qr = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     kr = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())

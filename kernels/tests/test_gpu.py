@@ -212,7 +212,7 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="^k: expected device"):
         attention_jvp(q, k.cpu(), v)
     with pytest.raises(ValueError, match="^q: head dim 72"):
-        attention_jvp(q[..., :72].contiguous(), k[..., :72].contiguous(), v[..., :72].contiguous())
+        attention_jvp(*(x[..., :72].contiguous() for x in (q, k, v, tq)))
     odd = torch.randn(1, 2, 64, 132, device="cuda", dtype=BF16)[..., 1:129]
     with pytest.raises(ValueError, match="^tq: "):
         attention_jvp(q, k, v, odd, tk, tv)
