@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 # Inputs keep their dtype: rounding the time to bf16 makes the derivative 63 % wrong on Wan (measured, wan2.1.md).
 HALF_PRECISION = MixedPrecisionPolicy(
@@ -33,16 +33,11 @@ def shard(net: Any, mesh: DeviceMesh, policy: MixedPrecisionPolicy = HALF_PRECIS
         mesh: One-dimensional.
         policy: Of the blocks and the root. The unit of the time path and the head gets it with float32 parameters.
     """
-    # Gloo cannot average, NCCL can.
-    sums = mesh.device_type == "cpu"
     parts = [net.get_submodule(name) for name in net.wide_parts]
     fully_shard(parts, mesh=mesh, mp_policy=_wide(policy))
     for block in net.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(net, mesh=mesh, mp_policy=policy)
-    for module in net.modules():
-        if sums and isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)
 
 
 def _wide(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:

@@ -175,8 +175,12 @@ def time_stays_wide(family, shard_net, lora=False):
     assert relative(out.tangent.double(), wanted.tangent) < 0.05
     out.primal.square().sum().backward()
     trained = adapter_parameters(net, role) if lora else dict(net.named_parameters())
+    wanted.primal.square().sum().backward()
     for name, parameter in trained.items():
         assert parameter.dtype == parameter.grad.dtype == torch.float32, name
+    if not lora:
+        for name, parameter in exact.named_parameters():
+            assert relative(whole(trained[name].grad).double(), parameter.grad) < 0.1, name
 
 
 def watch_time(net):
