@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(node bin/rcm-bridge.js env path)
-export RCM_TEST_PYTHON="$python" PYTHONPATH=.dev:py:kernels PYTHONDONTWRITEBYTECODE=1
+export RCM_TEST_PYTHON="$python" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
+export PYTHONPATH="$PWD/.dev:$PWD/py:$PWD/kernels"
 
 if ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
   apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium
@@ -12,4 +13,4 @@ fi
 
 RCM_TEST_LONG=1 node_modules/.bin/vitest run "$@"
 "$python" -m pytest -c py/pyproject.toml --rootdir . -m long -q --durations 15 test/py
-"$python" -m pytest -c kernels/pyproject.toml --rootdir kernels -m 'long and not gpu' -q --durations 10 kernels/tests
+(cd kernels && "$python" -m pytest -m 'long and not gpu' -q --durations 10 tests)

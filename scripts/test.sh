@@ -3,9 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(node bin/rcm-bridge.js env path)
-export RCM_TEST_PYTHON="$python" PYTHONPATH=.dev:py:kernels PYTHONDONTWRITEBYTECODE=1
+# Small tensors: more threads only wait for each other.
+export RCM_TEST_PYTHON="$python" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
+export PYTHONPATH="$PWD/.dev:$PWD/py:$PWD/kernels"
 
 bash scripts/lint.sh
 node_modules/.bin/vitest run "$@"
-"$python" -m pytest -c py/pyproject.toml --rootdir . -m 'not long' -q --durations 15 test/py
-"$python" -m pytest -c kernels/pyproject.toml --rootdir kernels -m 'not long and not gpu' -q --durations 10 kernels/tests
+"$python" -m pytest -c py/pyproject.toml --rootdir . -m 'not long' -q --durations 12 test/py
+(cd kernels && "$python" -m pytest -m 'not long and not gpu' -q --durations 8 tests)

@@ -81,17 +81,18 @@ def test_the_interval_of_a_share_is_that_of_the_binomial():
     assert low == pytest.approx(0.3 - half, abs=0.004) and high == pytest.approx(0.3 + half, abs=0.004)
 
 
-def test_frechet_intervals_hold_their_value_and_the_truth_about_as_often_as_they_say():
+@pytest.mark.parametrize(("tries", "least"), [(20, 16), pytest.param(100, 85, marks=pytest.mark.long)])
+def test_frechet_intervals_hold_their_value_and_the_truth_about_as_often_as_they_say(tries, least):
     d, n = 4, 200
     reference = Moments(torch.zeros(d).double(), torch.eye(d).double(), 10**6)
     held = 0
-    for seed in range(100):
+    for seed in range(tries):
         sample = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 1.5
         value = frechet_distance(reference, moments(sample)).item()
         low, high = frechet_interval(reference, sample, value, resample_counts(n, 100, seed))
         assert low <= value <= high
         held += low <= d * 0.25 <= high
-    assert 85 <= held <= 100
+    assert held >= least
 
 
 def test_no_resamples_no_interval():
