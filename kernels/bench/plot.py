@@ -18,7 +18,8 @@ def write_plot(report: dict[str, Any]) -> str:
     height = 60 + step * len(names)
     span = WIDTH - LEFT - 60
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
         f'<text x="{LEFT}" y="18">share of the 8192^3 bf16 matrix-product rate of the same run '
         f"({rate / 1e12:.0f} TFLOP/s, {escape(report['device'])})</text>",
@@ -34,7 +35,8 @@ def write_plot(report: dict[str, Any]) -> str:
             share = row["flops_per_s"] / rate
             top = y + BAR * backends.index(row["backend"])
             parts.append(
-                f'<rect x="{LEFT}" y="{top}" width="{span * share:.1f}" height="{BAR - 2}" fill="{COLOURS[row["backend"]]}"/>'
+                f'<rect x="{LEFT}" y="{top}" width="{span * share:.1f}" height="{BAR - 2}" '
+                f'fill="{COLOURS[row["backend"]]}"/>'
                 f'<text x="{LEFT + span * share + 4:.1f}" y="{top + BAR - 3}" font-size="10">{share:.2f}</text>'
             )
             for mark in (row["must"], row["aim"]):

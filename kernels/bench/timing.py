@@ -1,13 +1,19 @@
-"""Timing on a CUDA device: events around each launch, median of many, queue filled first so that no launch waits."""
+"""Timing on a CUDA device: events around each launch, median of many, queue filled first so that no launch waits.
+
+Every measurement starts from a chip at rest: at full load these chips lower their clock to stay within their power, and
+keep it low for a while after. A short row measured right after a long one is up to a quarter slower (seen on an H200).
+"""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
 
 FILL_CYCLES = 40_000_000  # 20 to 30 ms of an idle kernel, while the host queues the launches
+REST_SECONDS = 0.3
 
 
 def median_ms(run: Callable[[], object], repeats: int = 50, warmup: int = 3) -> float:
@@ -15,9 +21,8 @@ def median_ms(run: Callable[[], object], repeats: int = 50, warmup: int = 3) -> 
     for _ in range(warmup):
         run()
     torch.cuda.synchronize()
-    pairs = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)
-    ]
+    time.sleep(REST_SECONDS)
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     torch.cuda._sleep(FILL_CYCLES)
     for begin, end in pairs:
         begin.record()

@@ -19,9 +19,10 @@ for folder in (HERE, HERE.parent, HERE.parent / "tests"):
     sys.path.insert(0, str(folder))
 
 from cases import errors, inputs  # noqa: E402
+from timing import matmul_rate, median_ms  # noqa: E402
+
 from rcm_kernels import attention_jvp_hopper as hopper  # noqa: E402
 from rcm_kernels.problem import Problem, visible_pairs  # noqa: E402
-from timing import matmul_rate, median_ms  # noqa: E402
 
 BASE = {"block_keys": 64, "stages": 2, "lazy": 8, "share_q": False, "turns": False, "release": 0}
 LONG = [
@@ -29,22 +30,63 @@ LONG = [
     for lazy, share, turns, release in itertools.product((8,), (False, True), (False, True), (0, 1, 2))
 ]
 SHAPES = {
-    "32760": ((1, 12, 32760, 32760, 128), "qkv", 0, 6, LONG + [{"lazy": 0, "turns": True}, {"turns": True, "split": False}]),
+    "32760": (
+        (1, 12, 32760, 32760, 128),
+        "qkv",
+        0,
+        6,
+        LONG + [{"lazy": 0, "turns": True}, {"turns": True, "split": False}],
+    ),
     "4096": ((1, 16, 4096, 4096, 128), "qkv", 0, 40, LONG + [{"lazy": 0, "turns": True}]),
-    "8192": ((1, 40, 8192, 8192, 128), "qkv", 0, 12, [
-        {"turns": True}, {"share_q": True, "release": 1}, {"turns": True, "share_q": True, "release": 1}, {"turns": True, "split": False}, {"turns": True, "release": 2}]),
-    "2304": ((1, 24, 2304, 2304, 64), "qkv", 0, 50, [
-        {"block_keys": 128, "lazy": lazy, "share_q": share, "turns": turns, "release": release}
-        for lazy, share, turns, release in itertools.product((0, 8), (False, True), (False, True), (0, 1))
-    ] + [{"block_keys": 128, "lazy": 0, "split": False}, {"block_keys": 128, "lazy": 0, "release": 2}]),
-    "cross": ((1, 12, 32760, 512, 128), "q", 0, 50, [
-        {"stages": 3, "lazy": lazy, "turns": turns, "release": release}
-        for lazy, turns, release in itertools.product((0, 8), (False, True), (0, 2))
-    ] + [{"stages": 3, "split": True}, {"stages": 3, "split": False}]),
-    "frames": ((1, 12, 32760, 32760, 128), "qkv", 1560, 8, [
-        {"turns": True}, {"share_q": True, "release": 1}, {"turns": True, "release": 2}, {"lazy": 0}]),
-    "causal": ((1, 16, 4096, 4096, 128), "qkv", 1, 40, [
-        {"turns": True}, {"share_q": True, "release": 1}, {"turns": True, "release": 2}, {"lazy": 0}]),
+    "8192": (
+        (1, 40, 8192, 8192, 128),
+        "qkv",
+        0,
+        12,
+        [
+            {"turns": True},
+            {"share_q": True, "release": 1},
+            {"turns": True, "share_q": True, "release": 1},
+            {"turns": True, "split": False},
+            {"turns": True, "release": 2},
+        ],
+    ),
+    "2304": (
+        (1, 24, 2304, 2304, 64),
+        "qkv",
+        0,
+        50,
+        [
+            {"block_keys": 128, "lazy": lazy, "share_q": share, "turns": turns, "release": release}
+            for lazy, share, turns, release in itertools.product((0, 8), (False, True), (False, True), (0, 1))
+        ]
+        + [{"block_keys": 128, "lazy": 0, "split": False}, {"block_keys": 128, "lazy": 0, "release": 2}],
+    ),
+    "cross": (
+        (1, 12, 32760, 512, 128),
+        "q",
+        0,
+        50,
+        [
+            {"stages": 3, "lazy": lazy, "turns": turns, "release": release}
+            for lazy, turns, release in itertools.product((0, 8), (False, True), (0, 2))
+        ]
+        + [{"stages": 3, "split": True}, {"stages": 3, "split": False}],
+    ),
+    "frames": (
+        (1, 12, 32760, 32760, 128),
+        "qkv",
+        1560,
+        8,
+        [{"turns": True}, {"share_q": True, "release": 1}, {"turns": True, "release": 2}, {"lazy": 0}],
+    ),
+    "causal": (
+        (1, 16, 4096, 4096, 128),
+        "qkv",
+        1,
+        40,
+        [{"turns": True}, {"share_q": True, "release": 1}, {"turns": True, "release": 2}, {"lazy": 0}],
+    ),
 }
 
 
@@ -64,7 +106,8 @@ def compare(name: str, rounds: int = 3) -> None:
             times[j].append(median_ms(runs[j], repeats, warmup=1))
     for option, error, each in sorted(zip(options, found, times, strict=True), key=lambda x: statistics.median(x[2])):
         ms = statistics.median(each)
-        print(f"{name:8s} {ms:8.4f} ms {flops / ms / 1e9:6.0f} TF/s [{min(each):.4f} {max(each):.4f}] {error:.2e} {option}")
+        spread = f"[{min(each):.4f} {max(each):.4f}]"
+        print(f"{name:8s} {ms:8.4f} ms {flops / ms / 1e9:6.0f} TF/s {spread} {error:.2e} {option}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from torch import Tensor
 from rcm_kernels import operators
 from rcm_kernels.problem import Mask, check, frame_of
 
-
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 

@@ -1,8 +1,8 @@
 """Attention with a tangent on Hopper, in Gluon: one TMA producer warp and two 64-row consumer warpgroups.
 
 Gluon has no interpreter, so this file is tested by offline compilation (registers, spills, matrix instructions) and on
-the chip. Its maths is that of `attention_jvp_portable.py`; the spec is jvp-kernels.md sections 1.2, 4.1 to 4.3. One step of a
-consumer, for its 64 rows and BN keys:
+the chip. Its maths is that of `attention_jvp_portable.py`; the spec is jvp-kernels.md sections 1.2, 4.1 to 4.3. One
+step of a consumer, for its 64 rows and BN keys:
 
     S = Q K^T, tS = Q tK^T + tQ K^T      asynchronous; the softmax of S runs under the tS products
     O += P V,  T += P tV                 asynchronous; H = P * (tS - c) runs under them
@@ -52,7 +52,8 @@ LAUNCH_REGISTERS = 168  # a thread, before the warpgroups take and give their sh
 
 ROUND_BF16 = gl.constexpr("cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;")
 ROUND_FP16 = gl.constexpr(
-    "{ .reg .b16 a, b; cvt.rn.f16x2.f32 $0, $4, $3; mov.b32 {a, b}, $0; cvt.f32.f16 $1, a; cvt.f32.f16 $2, b; }")
+    "{ .reg .b16 a, b; cvt.rn.f16x2.f32 $0, $4, $3; mov.b32 {a, b}, $0; cvt.f32.f16 $1, a; cvt.f32.f16 $2, b; }"
+)
 # Warp-uniform vote: does any row of this warp exceed its limit?
 GROWN = gl.constexpr("""{
  .reg .pred a, b;
@@ -63,8 +64,13 @@ GROWN = gl.constexpr("""{
  selp.b32 $1, 1, 0, b;
 }""")
 _N = 32
-SCALE = gl.constexpr("{ .reg .pred a; setp.eq.s32 a, $" + str(3 * _N) + ", 0;\n @a bra L${:uid};\n"
-                     + "".join(f" mul.f32 ${i}, ${i}, ${2 * _N + i};\n" for i in range(_N)) + "L${:uid}: }")
+SCALE = gl.constexpr(
+    "{ .reg .pred a; setp.eq.s32 a, $"
+    + str(3 * _N)
+    + ", 0;\n @a bra L${:uid};\n"
+    + "".join(f" mul.f32 ${i}, ${i}, ${2 * _N + i};\n" for i in range(_N))
+    + "L${:uid}: }"
+)
 SCALE_OPERANDS = gl.constexpr(",".join(["=f"] * _N + [str(i) for i in range(_N)] + ["f"] * _N + ["r"] * _N))
 SCALE_PACK = gl.constexpr(_N)
 
@@ -73,16 +79,22 @@ SCALE_PACK = gl.constexpr(_N)
 def _scale_rows(x, a, grown):
     a2, x2 = gl.broadcast(a[:, None], x)
     g2, x3 = gl.broadcast(grown[:, None], x)
-    return gl.inline_asm_elementwise(SCALE, SCALE_OPERANDS, [x, a2, g2], dtype=gl.float32, is_pure=False, pack=SCALE_PACK)
+    return gl.inline_asm_elementwise(
+        SCALE, SCALE_OPERANDS, [x, a2, g2], dtype=gl.float32, is_pure=False, pack=SCALE_PACK
+    )
 
 
 @gluon.jit
 def _round(h, DT: gl.constexpr):
     """(h rounded to DT, the same in fp32): one packed conversion for two values; the plain casts take the slow unit."""
     if DT == gl.bfloat16:
-        return gl.inline_asm_elementwise(ROUND_BF16, "=r,=f,=f,f,f", [h], dtype=(gl.bfloat16, gl.float32), is_pure=True, pack=2)
+        return gl.inline_asm_elementwise(
+            ROUND_BF16, "=r,=f,=f,f,f", [h], dtype=(gl.bfloat16, gl.float32), is_pure=True, pack=2
+        )
     else:
-        return gl.inline_asm_elementwise(ROUND_FP16, "=r,=f,=f,f,f", [h], dtype=(gl.float16, gl.float32), is_pure=True, pack=2)
+        return gl.inline_asm_elementwise(
+            ROUND_FP16, "=r,=f,=f,f,f", [h], dtype=(gl.float16, gl.float32), is_pure=True, pack=2
+        )
 
 
 @gluon.jit
@@ -123,7 +135,7 @@ def _item(item, plan, BN: gl.constexpr, CAUSAL: gl.constexpr, SPLIT: gl.constexp
             slot = program + rest
     tile = index % tiles_per_head
     bh = index // tiles_per_head
-    if CAUSAL:      # the tiles with the most keys first
+    if CAUSAL:  # the tiles with the most keys first
         tile = tiles_per_head - 1 - index // heads
         bh = index % heads
         end = _key_end(tile * 128 + 127, Lq, Lk, frame, CAUSAL)
@@ -146,8 +158,18 @@ def _items(plan, SPLIT: gl.constexpr):
 
 
 @gluon.jit
-def _producer(descs, bufs, bars, plan, BN: gl.constexpr, D: gl.constexpr, NS: gl.constexpr,
-              HAS_TK: gl.constexpr, CAUSAL: gl.constexpr, SPLIT: gl.constexpr):
+def _producer(
+    descs,
+    bufs,
+    bars,
+    plan,
+    BN: gl.constexpr,
+    D: gl.constexpr,
+    NS: gl.constexpr,
+    HAS_TK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    SPLIT: gl.constexpr,
+):
     dq, dtq, dk, dtk, dv, dtv = descs
     q_s, tq_s, k_s, v_s, tv_s = bufs
     qr, kr, vr, ke, ve, turn = bars
@@ -165,17 +187,21 @@ def _producer(descs, bufs, bars, plan, BN: gl.constexpr, D: gl.constexpr, NS: gl
             for cb in gl.static_range(CB):
                 tma.async_copy_global_to_shared(dk, [b, h, n, cb * 64], kr.index(i), k_s.index((i * CB + cb) * PARTS))
                 if HAS_TK:
-                    tma.async_copy_global_to_shared(dtk, [b, h, n, cb * 64], kr.index(i),
-                                                    k_s.index((i * CB + cb) * PARTS + 1))
+                    tma.async_copy_global_to_shared(
+                        dtk, [b, h, n, cb * 64], kr.index(i), k_s.index((i * CB + cb) * PARTS + 1)
+                    )
             if n == first:
-                if it > 0:      # Q is free when both consumers have released the last K of the tile before
+                if it > 0:  # Q is free when both consumers have released the last K of the tile before
                     mbarrier.wait(ke.index((it - 1) % NS), ((it - 1) // NS) & 1)
                 for w in gl.static_range(2):
                     mbarrier.expect(qr.index(w), 2 * CB * QB)
                     for cb in gl.static_range(CB):
-                        tma.async_copy_global_to_shared(dq, [b, h, row0 + w * 64, cb * 64], qr.index(w), q_s.index(w * CB + cb))
-                        tma.async_copy_global_to_shared(dtq, [b, h, row0 + w * 64, cb * 64], qr.index(w),
-                                                        tq_s.index(w * CB + cb))
+                        tma.async_copy_global_to_shared(
+                            dq, [b, h, row0 + w * 64, cb * 64], qr.index(w), q_s.index(w * CB + cb)
+                        )
+                        tma.async_copy_global_to_shared(
+                            dtq, [b, h, row0 + w * 64, cb * 64], qr.index(w), tq_s.index(w * CB + cb)
+                        )
             mbarrier.wait(ve.index(i), ph ^ 1)
             mbarrier.expect(vr.index(i), PARTS * BN * D * 2)
             tma.async_copy_global_to_shared(dv, [b, h, n, 0], vr.index(i), v_s.index(i))
@@ -185,9 +211,26 @@ def _producer(descs, bufs, bars, plan, BN: gl.constexpr, D: gl.constexpr, NS: gl
 
 
 @gluon.jit
-def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
-              NS: gl.constexpr, HAS_TK: gl.constexpr, CAUSAL: gl.constexpr, SPLIT: gl.constexpr, LAZY: gl.constexpr,
-              QREG: gl.constexpr, TURNS: gl.constexpr, RELEASE: gl.constexpr, DT: gl.constexpr):
+def _consumer(
+    descs,
+    bufs,
+    bars,
+    outs,
+    plan,
+    sm_scale,
+    W: gl.constexpr,
+    BN: gl.constexpr,
+    D: gl.constexpr,
+    NS: gl.constexpr,
+    HAS_TK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    SPLIT: gl.constexpr,
+    LAZY: gl.constexpr,
+    QREG: gl.constexpr,
+    TURNS: gl.constexpr,
+    RELEASE: gl.constexpr,
+    DT: gl.constexpr,
+):
     q_s, tq_s, k_s, v_s, tv_s, o_s = bufs
     qr, kr, vr, ke, ve, turn = bars
     dO, dT = descs
@@ -212,7 +255,7 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
     qi = 0
     for item in range(0, _items(plan, SPLIT)):
         row0, b, h, first, end, slot = _item(item, plan, BN, CAUSAL, SPLIT)
-        free = _key_end(row0 + W * 64, Lq, Lk, frame, CAUSAL)     # up to here no row of this warpgroup is masked
+        free = _key_end(row0 + W * 64, Lq, Lk, frame, CAUSAL)  # up to here no row of this warpgroup is masked
         mbarrier.wait(qr.index(W), qi & 1)
         m = gl.full([64], -float("inf"), gl.float32, layout=SR)
         c = gl.full([64], 0.0, gl.float32, layout=SR)
@@ -234,27 +277,44 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
                 s_t = warpgroup_mma(q0, k_s.index(i * CB * 2).permute((1, 0)), s_t, use_acc=False, is_async=True)
                 ts_t = warpgroup_mma(q0, k_s.index(i * CB * 2 + 1).permute((1, 0)), ts_t, use_acc=False, is_async=True)
                 for cb in gl.static_range(1, CB):
-                    s_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2).permute((1, 0)), s_t,
-                                        is_async=True)
+                    s_t = warpgroup_mma(
+                        q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2).permute((1, 0)), s_t, is_async=True
+                    )
                 for cb in gl.static_range(1, CB):
-                    ts_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2 + 1).permute((1, 0)), ts_t,
-                                         is_async=True)
+                    ts_t = warpgroup_mma(
+                        q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2 + 1).permute((1, 0)), ts_t, is_async=True
+                    )
                 for cb in gl.static_range(CB):
-                    ts_t = warpgroup_mma(tq_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2).permute((1, 0)), ts_t,
-                                         is_async=True)
-                s = warpgroup_mma_wait(num_outstanding=2 * CB - 1, deps=(s_t, ))
+                    ts_t = warpgroup_mma(
+                        tq_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2).permute((1, 0)), ts_t, is_async=True
+                    )
+                s = warpgroup_mma_wait(num_outstanding=2 * CB - 1, deps=(s_t,))
             else:
                 for cb in gl.static_range(CB):
-                    s_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * PARTS).permute((1, 0)), s_t,
-                                        use_acc=cb > 0, is_async=True)
+                    s_t = warpgroup_mma(
+                        q_s.index(W * CB + cb),
+                        k_s.index((i * CB + cb) * PARTS).permute((1, 0)),
+                        s_t,
+                        use_acc=cb > 0,
+                        is_async=True,
+                    )
                 for cb in gl.static_range(CB):
-                    ts_t = warpgroup_mma(tq_s.index(W * CB + cb), k_s.index((i * CB + cb) * PARTS).permute((1, 0)), ts_t,
-                                         use_acc=cb > 0, is_async=True)
+                    ts_t = warpgroup_mma(
+                        tq_s.index(W * CB + cb),
+                        k_s.index((i * CB + cb) * PARTS).permute((1, 0)),
+                        ts_t,
+                        use_acc=cb > 0,
+                        is_async=True,
+                    )
                 if HAS_TK:
                     for cb in gl.static_range(CB):
-                        ts_t = warpgroup_mma(q_s.index(W * CB + cb), k_s.index((i * CB + cb) * 2 + 1).permute((1, 0)), ts_t,
-                                             is_async=True)
-                s = warpgroup_mma_wait(num_outstanding=PARTS * CB, deps=(s_t, ))
+                        ts_t = warpgroup_mma(
+                            q_s.index(W * CB + cb),
+                            k_s.index((i * CB + cb) * 2 + 1).permute((1, 0)),
+                            ts_t,
+                            is_async=True,
+                        )
+                s = warpgroup_mma_wait(num_outstanding=PARTS * CB, deps=(s_t,))
             if TURNS:
                 mbarrier.arrive(turn.index(1 - W), count=1)
             if n + BN > free:
@@ -265,8 +325,9 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
                     s = gl.where((n + cols < end)[None, :], s, -float("inf"))
             top = gl.max(s, 1) * sc
             if LAZY > 0:
-                grown = gl.inline_asm_elementwise(GROWN, "=r,=r,f,f,f,f", [top, m + LAZY], dtype=gl.int32, is_pure=False,
-                                                  pack=2)
+                grown = gl.inline_asm_elementwise(
+                    GROWN, "=r,=r,f,f,f,f", [top, m + LAZY], dtype=gl.int32, is_pure=False, pack=2
+                )
                 mn = gl.where(grown != 0, gl.maximum(m, top), m)
             else:
                 mn = gl.maximum(m, top)
@@ -289,7 +350,7 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
             t_t = t
             if HAS_TK:
                 t_t = warpgroup_mma(pb, tv_s.index(i), t, is_async=True)
-            ts = warpgroup_mma_wait(num_outstanding=PARTS, deps=(ts_t, ))
+            ts = warpgroup_mma_wait(num_outstanding=PARTS, deps=(ts_t,))
             if RELEASE == 0:
                 mbarrier.arrive(ke.index(i), count=1)
             if n == first:
@@ -342,13 +403,61 @@ def _consumer(descs, bufs, bars, outs, plan, sm_scale, W: gl.constexpr, BN: gl.c
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=[
-    "H", "Lq", "Lk", "tiles_per_head", "tiles", "heads", "frame", "whole", "units", "stretch", "steps"])
-def attention_jvp_kernel(dq, dtq, dk, dtk, dv, dtv, dO, dT, LSE, MU, part_o, part_t, part_lse, part_mu, sm_scale,
-                         H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps,
-                         D: gl.constexpr, BN: gl.constexpr, NS: gl.constexpr, HAS_TK: gl.constexpr,
-                         CAUSAL: gl.constexpr, SPLIT: gl.constexpr, LAZY: gl.constexpr, QREG: gl.constexpr,
-                         TURNS: gl.constexpr, RELEASE: gl.constexpr, CR: gl.constexpr, PR: gl.constexpr):
+@gluon.jit(
+    do_not_specialize=[
+        "H",
+        "Lq",
+        "Lk",
+        "tiles_per_head",
+        "tiles",
+        "heads",
+        "frame",
+        "whole",
+        "units",
+        "stretch",
+        "steps",
+    ]
+)
+def attention_jvp_kernel(
+    dq,
+    dtq,
+    dk,
+    dtk,
+    dv,
+    dtv,
+    dO,
+    dT,
+    LSE,
+    MU,
+    part_o,
+    part_t,
+    part_lse,
+    part_mu,
+    sm_scale,
+    H,
+    Lq,
+    Lk,
+    tiles_per_head,
+    tiles,
+    heads,
+    frame,
+    whole,
+    units,
+    stretch,
+    steps,
+    D: gl.constexpr,
+    BN: gl.constexpr,
+    NS: gl.constexpr,
+    HAS_TK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    SPLIT: gl.constexpr,
+    LAZY: gl.constexpr,
+    QREG: gl.constexpr,
+    TURNS: gl.constexpr,
+    RELEASE: gl.constexpr,
+    CR: gl.constexpr,
+    PR: gl.constexpr,
+):
     """The whole kernel; see the module's text. `D` is a multiple of 64, `NS` the number of key stages."""
     DT: gl.constexpr = dq.dtype
     CB: gl.constexpr = D // 64
@@ -383,18 +492,69 @@ def attention_jvp_kernel(dq, dtq, dk, dtk, dv, dtv, dO, dT, LSE, MU, part_o, par
     KL: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     bars = (qr, kr, vr, ke, ve, turn)
     loads = (q_s, tq_s, k_s, v_s, tv_s)
-    views = (q_s._reinterpret(DT, [2 * CB, 64, 64], KL), tq_s._reinterpret(DT, [2 * CB, 64, 64], KL),
-             k_s._reinterpret(DT, [NS * CB * PARTS, BN, 64], KL), v_s._reinterpret(DT, [NS, BN, D], KL),
-             tv_s._reinterpret(DT, [NS, BN, D], KL), o_s)
+    views = (
+        q_s._reinterpret(DT, [2 * CB, 64, 64], KL),
+        tq_s._reinterpret(DT, [2 * CB, 64, 64], KL),
+        k_s._reinterpret(DT, [NS * CB * PARTS, BN, 64], KL),
+        v_s._reinterpret(DT, [NS, BN, D], KL),
+        tv_s._reinterpret(DT, [NS, BN, D], KL),
+        o_s,
+    )
     plan = (H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps)
     outs = (LSE, MU, part_o, part_t, part_lse, part_mu)
-    gl.warp_specialize([
-        (_consumer, ((dO, dT), views, bars, outs, plan, sm_scale, 0, BN, D, NS, HAS_TK, CAUSAL, SPLIT, LAZY, QREG, TURNS,
-                     RELEASE, DT)),
-        (_consumer, ((dO, dT), views, bars, outs, plan, sm_scale, 1, BN, D, NS, HAS_TK, CAUSAL, SPLIT, LAZY, QREG, TURNS,
-                     RELEASE, DT)),
-        (_producer, ((dq, dtq, dk, dtk, dv, dtv), loads, bars, plan, BN, D, NS, HAS_TK, CAUSAL, SPLIT)),
-    ], [4, 1], [CR, PR])
+    gl.warp_specialize(
+        [
+            (
+                _consumer,
+                (
+                    (dO, dT),
+                    views,
+                    bars,
+                    outs,
+                    plan,
+                    sm_scale,
+                    0,
+                    BN,
+                    D,
+                    NS,
+                    HAS_TK,
+                    CAUSAL,
+                    SPLIT,
+                    LAZY,
+                    QREG,
+                    TURNS,
+                    RELEASE,
+                    DT,
+                ),
+            ),
+            (
+                _consumer,
+                (
+                    (dO, dT),
+                    views,
+                    bars,
+                    outs,
+                    plan,
+                    sm_scale,
+                    1,
+                    BN,
+                    D,
+                    NS,
+                    HAS_TK,
+                    CAUSAL,
+                    SPLIT,
+                    LAZY,
+                    QREG,
+                    TURNS,
+                    RELEASE,
+                    DT,
+                ),
+            ),
+            (_producer, ((dq, dtq, dk, dtk, dv, dtv), loads, bars, plan, BN, D, NS, HAS_TK, CAUSAL, SPLIT)),
+        ],
+        [4, 1],
+        [CR, PR],
+    )
 
 
 def launch(

@@ -139,10 +139,12 @@ def attention_jvp_kernel(dq, dk, dv, dtq, dtk, dtv, d_out, d_tangent, LSE, MU, s
     whole = free // BN * BN
     for n in tl.range(0, whole, BN):
         m, l, mu, o, t = _step(q, tq, dk, dv, dtk, dtv, b, h, n, row0, Lq, Lk, frame, exp_scale, scale, c,
-                               m, l, mu, o, t, BM, BN, D, False, MASKED, HAS_TQ, HAS_TK, HAS_TV, PRECISION, PTX)  # fmt: skip
+                               m, l, mu, o, t, BM, BN, D, False, MASKED, HAS_TQ, HAS_TK, HAS_TV,
+                               PRECISION, PTX)  # fmt: skip
     for n in tl.range(whole, end, BN, num_stages=1):
         m, l, mu, o, t = _step(q, tq, dk, dv, dtk, dtv, b, h, n, row0, Lq, Lk, frame, exp_scale, scale, c,
-                               m, l, mu, o, t, BM, BN, D, True, MASKED, HAS_TQ, HAS_TK, HAS_TV, PRECISION, PTX)  # fmt: skip
+                               m, l, mu, o, t, BM, BN, D, True, MASKED, HAS_TQ, HAS_TK, HAS_TV,
+                               PRECISION, PTX)  # fmt: skip
     inverse = 1.0 / l
     mu = mu * inverse
     o = o * inverse[:, None]

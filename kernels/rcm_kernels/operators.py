@@ -1,8 +1,8 @@
 """The kernels as PyTorch operators: fake tensors, autograd of the primal, FLOP counts, forward-mode doors.
 
-One operator a pattern of tangents, because an operator's result cannot be optional and its FLOP count must follow from
-its arguments: `rcm_kernels::attn_jvp` (tangents of q, k and v), `attn_jvp_q` (of q alone: constant text), `attn_jvp_some`
-(any other pattern) and `attn` (none). Selective checkpointing sees them by these names.
+One operator a pattern of tangents, because an operator's result cannot be optional and its FLOP count must follow
+from its arguments: `rcm_kernels::attn_jvp` (tangents of q, k and v), `attn_jvp_q` (of q alone: constant text),
+`attn_jvp_some` (any other pattern) and `attn` (none). Selective checkpointing sees them by these names.
 
 Only the output carries a gradient. The tangent, lse and mu do not, and asking for their gradient is an error: without
 `set_materialize_grads(False)` and this check a loss on the tangent would silently get none.
@@ -152,7 +152,5 @@ def _flops_plain(q: Any, k: Any, v: Any, scale: float, frame: int, **_: Any) -> 
 
 
 @register_flop_formula(torch.ops.rcm_kernels.attn_backward)
-def _flops_backward(
-    grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scale: float, frame: int, **_: Any
-) -> int:
+def _flops_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scale: float, frame: int, **_: Any) -> int:
     return jvp_flops(q, k, frame, 5)

@@ -1,7 +1,7 @@
 """Attention without a tangent by torch's own kernels: forward, and gradients from our output and log-sum-exp.
 
-The backward is cuDNN, FlashAttention-2 or eager torch. Both fused backwards take O and the natural-log LSE of any forward. Their masks know none and causal; a block-causal mask
-is one call a frame, over the keys that frame sees.
+The backward is cuDNN, FlashAttention-2 or eager torch. Both fused backwards take O and the natural-log LSE of any
+forward. Their masks know none and causal; a block-causal mask is one call a frame, over the keys that frame sees.
 
 cuDNN caches a plan by the strides of q, k, v and dO but not of O, and gives silently wrong gradients when O has other
 strides than the plan was built with (measured, jvp-kernels.md section 0.1). So q is brought to O's strides where they

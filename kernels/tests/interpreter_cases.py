@@ -1,6 +1,6 @@
 """Run by test_interpreter.py with TRITON_INTERPRET=1: the portable kernel and the merge kernel on the CPU.
 
-    python interpreter_cases.py <suite>      prints one JSON line a case: {"case", "errors"}
+python interpreter_cases.py <suite>      prints one JSON line a case: {"case", "errors"}
 """
 
 import json
@@ -12,6 +12,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 from cases import errors, inputs  # noqa: E402
+
 from rcm_kernels import attention_jvp_portable as portable  # noqa: E402
 from rcm_kernels.merge import merge_split_tiles  # noqa: E402
 from rcm_kernels.plan import ROWS, plan_tiles  # noqa: E402

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import inputs
+
 from rcm_kernels import attention_jvp, use_backend
 from rcm_kernels.dispatch import choose, tile_table
 from rcm_kernels.problem import check_alignment, check_for_kernels
@@ -103,4 +104,8 @@ def test_result_dtypes_and_strides(dtype):
     result = attention_jvp(*args)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert (result.out.dtype, result.tangent.dtype, result.lse.dtype, result.mu.dtype) == (dtype, dtype, wide, wide)
-    assert result.out.shape == result.tangent.shape == (2, 3, 5, 16) and result.lse.shape == result.mu.shape == (2, 3, 5)
+    assert result.out.shape == result.tangent.shape == (2, 3, 5, 16) and result.lse.shape == result.mu.shape == (
+        2,
+        3,
+        5,
+    )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import FAMILIES, errors, family, inputs, relative
+
 from rcm_kernels import attention, attention_jvp, use_backend
 from rcm_kernels.dispatch import choose
 from rcm_kernels.problem import Problem
@@ -32,7 +33,19 @@ def assert_close(result, args, mask=None, dtype=BF16):
         assert found["mu"] < 5e-3, found
 
 
-LENGTHS = [(1, 1), (1, 7), (7, 63), (63, 64), (64, 65), (65, 129), (127, 1), (129, 200), (200, 333), (999, 65), (257, 999)]
+LENGTHS = [
+    (1, 1),
+    (1, 7),
+    (7, 63),
+    (63, 64),
+    (64, 65),
+    (65, 129),
+    (127, 1),
+    (129, 200),
+    (200, 333),
+    (999, 65),
+    (257, 999),
+]
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -116,7 +129,9 @@ def test_twenty_repeats_are_bitwise_equal(shape, pattern):
 
 
 @pytest.mark.skipif("hopper" not in backends(), reason="the split belongs to the Hopper kernel")
-@pytest.mark.parametrize("shape", [(1, 24, 2304, 2304, 64), (1, 3, 300, 9000, 128), (1, 1, 1, 5000, 128), (2, 5, 700, 999, 64)])
+@pytest.mark.parametrize(
+    "shape", [(1, 24, 2304, 2304, 64), (1, 3, 300, 9000, 128), (1, 1, 1, 5000, 128), (2, 5, 700, 999, 64)]
+)
 def test_split_last_wave(shape):
     from rcm_kernels import attention_jvp_hopper as hopper
     from rcm_kernels.dispatch import hopper_tile

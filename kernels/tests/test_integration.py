@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from cases import inputs
-from rcm_kernels import attention, attention_jvp
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
+
+from rcm_kernels import attention, attention_jvp
 
 F64 = torch.float64
 ops = torch.ops.rcm_kernels
@@ -115,7 +116,9 @@ def test_compile_fullgraph_runs_the_operator_once():
         return out * 2, tangent.detach()
 
     compiled = aot_function(
-        step, fw_compiler=lambda g, x: make_boxed_func(collect(g, x)), bw_compiler=lambda g, x: make_boxed_func(collect(g, x))
+        step,
+        fw_compiler=lambda g, x: make_boxed_func(collect(g, x)),
+        bw_compiler=lambda g, x: make_boxed_func(collect(g, x)),
     )
     inputs_ = leaves(q, k, v)
     out, tangent = compiled(*inputs_, tq, tk, tv)
@@ -132,8 +135,12 @@ def test_compile_fullgraph_runs_the_operator_once():
 
 def test_dynamo_traces_without_breaks():
     q, k, v, tq, tk, tv = inputs(1, 2, 6, 8, 16, dtype=torch.float32)
-    compiled = torch.compile(lambda *x: attention_jvp(*x, mask=("block-causal", 3)), fullgraph=True, backend="aot_eager")
-    for a, b in zip(compiled(q, k, v, tq, tk, tv), attention_jvp(q, k, v, tq, tk, tv, mask=("block-causal", 3)), strict=True):
+    compiled = torch.compile(
+        lambda *x: attention_jvp(*x, mask=("block-causal", 3)), fullgraph=True, backend="aot_eager"
+    )
+    for a, b in zip(
+        compiled(q, k, v, tq, tk, tv), attention_jvp(q, k, v, tq, tk, tv, mask=("block-causal", 3)), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 

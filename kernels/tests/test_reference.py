@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import inputs, relative
+
 from rcm_kernels import attention, attention_backward, attention_jvp, merge
 from rcm_kernels.problem import frame_of, visible_keys, visible_pairs
 from rcm_kernels.reference import Result, eager, emulated, fp64_rows
@@ -50,7 +51,9 @@ def test_mu_is_the_tangent_of_lse():
     q, k, v, tq, tk, tv = inputs(1, 2, 33, 21, 16, dtype=F64)
     step = 1e-5
     ahead, behind = (attention_jvp(q + e * tq, k + e * tk, v).lse for e in (step, -step))
-    torch.testing.assert_close(attention_jvp(q, k, v, tq, tk, tv).mu, (ahead - behind) / (2 * step), atol=1e-8, rtol=1e-7)
+    torch.testing.assert_close(
+        attention_jvp(q, k, v, tq, tk, tv).mu, (ahead - behind) / (2 * step), atol=1e-8, rtol=1e-7
+    )
 
 
 def test_linear_in_the_tangents():
