@@ -27,7 +27,7 @@ const terminal = (isTTY: boolean, columns = 200) => {
 describe('progress', () => {
   test('says step, phase, losses, speed and time left', () => {
     expect(describeProgress(event())).toBe(
-      'training step 340/1050 (student)  scm/loss 93.2  critic/loss 3.14  721 samples/s  2 min left',
+      'training step 340/1050 (student)  scm/loss 93.2  critic/loss 2.71  721 samples/s  2 min left',
     );
     expect(describeProgress(event({ activity: 'evaluating' }))).toBe('evaluating step 340/1050');
     expect(describeProgress(event({ values: {}, phase: null, samplesPerSecond: null, etaSeconds: null }))).toBe(
