@@ -1,5 +1,6 @@
 import type { RunHandle, RunResult } from '../index.ts';
 import { createProgress } from '../logging/progress.ts';
+import { stopOnSignals } from '../runs/stop-signals.ts';
 import { exitCodes } from './exit-codes.ts';
 import type { Output } from './output.ts';
 
@@ -14,7 +15,8 @@ export async function followRun(begin: Begin, output: Output, graceMs: number): 
   const progress = createProgress({ stream: process.stderr, enabled: output.progress && !output.quiet });
   let stopListening = (): void => undefined;
   const onCreated = (created: RunHandle): void => {
-    stopListening = stopOnSignals(created, output, graceMs);
+    const onFirst = (): void => void output.say('Stopping after a checkpoint; once more to end at once.');
+    stopListening = stopOnSignals(created, { graceMs, onFirst });
   };
   try {
     const run = await begin({ onCreated });
@@ -51,23 +53,4 @@ function describeResult(result: RunResult): string {
   for (const exported of result.exports) lines.push(`export  ${exported.path}`);
   if (result.report) lines.push(`report  ${result.report}`);
   return lines.join('\n');
-}
-
-/** Returns a function that puts the default behaviour of the signals back. */
-function stopOnSignals(run: RunHandle, output: Output, graceMs: number): () => void {
-  const endCodes = { SIGINT: exitCodes.sigint, SIGTERM: exitCodes.sigterm, SIGUSR1: exitCodes.sigterm } as const;
-  let asked = false;
-  const onSignal = (signal: NodeJS.Signals): void => {
-    if (asked) {
-      // The sidecar dies with this process, and so do its children.
-      process.exit(endCodes[signal as keyof typeof endCodes]);
-    }
-    asked = true;
-    output.say('Stopping after a checkpoint; once more to end at once.');
-    run.cancel({ checkpoint: true, deadlineMs: graceMs }).catch(() => undefined);
-  };
-  for (const signal of Object.keys(endCodes) as NodeJS.Signals[]) process.on(signal, onSignal);
-  return () => {
-    for (const signal of Object.keys(endCodes)) process.off(signal, onSignal);
-  };
 }

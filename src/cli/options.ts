@@ -42,6 +42,12 @@ export const consentOptions = (yargs: Argv): Argv =>
     .option('yes', { alias: 'y', type: 'boolean', describe: 'Agree to what the command says it will do' })
     .option('offline', { type: 'boolean', describe: 'Download and install nothing' });
 
+export const detachOption = (yargs: Argv): Argv =>
+  yargs.option('detach', {
+    type: 'boolean',
+    describe: 'Leave the run to a process of its own, print its id and end',
+  });
+
 /** `--set key.path=value`, one pair each time. */
 export const setOption = (yargs: Argv): Argv =>
   yargs.option('set', {

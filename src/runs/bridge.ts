@@ -39,7 +39,7 @@ export interface Bridge extends AsyncDisposable {
     /** Newest first. */
     list(): Promise<readonly RunRecord[]>;
   };
-  /** Checkpoints and stops the runs this bridge started and waits for their end. */
+  /** Checkpoints and stops the runs this bridge started and waits for their end; `detached` ones go on. */
   close(): Promise<void>;
 }
 
@@ -84,6 +84,7 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
     findPython: parts.findPython ?? pythonFinder(options, cwd, env),
     owned: new Set<OwnedRun>(),
     notice: text => options.onNotice?.(text),
+    commandLine: process.argv,
   };
   let closed = false;
   const start = async (job: Job, config: string | RcmConfigInput, runOptions: RunOptions): Promise<RunHandle> => {

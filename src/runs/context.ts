@@ -25,6 +25,8 @@ export interface BridgeContext {
   /** Runs this bridge owns and that are not over. */
   readonly owned: Set<OwnedRun>;
   readonly notice: (text: string) => void;
+  /** What the process was started with, for environment.json. */
+  readonly commandLine: readonly string[];
 }
 
 export const cacheDir = (env: NodeJS.ProcessEnv): string => join(managedHome(env), 'cache');

@@ -86,6 +86,11 @@ function endsInsideALine(descriptor: number): boolean {
   return last[0] !== 0x0a;
 }
 
+/** A descriptor of a file that grows, for a process that writes to it by itself; close it. @throws E_DISK_FULL */
+export function openForAppending(path: string): number {
+  return guarded(path, () => fs.openSync(path, 'a'));
+}
+
 /** Removes a file or a folder with all in it; what is missing already is fine. */
 export function remove(path: string): void {
   fs.rmSync(path, { recursive: true, force: true });

@@ -38,6 +38,11 @@ export interface RunOptions {
   readonly ifExists?: 'error' | 'resume';
   /** Two steps of each phase, a checkpoint, a sample and an evaluation of 8 samples; gates are not judged. */
   readonly smoke?: boolean;
+  /**
+   * The run gets an owner process of its own that goes on when this one ends; `bridge.close()` leaves it alone. The
+   * handle follows it through its folder. Signals count until it is accepted; then only `cancel()` stops it.
+   */
+  readonly detached?: boolean;
   /** Aborting stops the run after a checkpoint; `result()` then rejects with E_ABORTED. */
   readonly signal?: AbortSignal;
   /** Called as soon as the run directory exists, before the job has passed its checks, e.g. to stop it on Ctrl-C. */
@@ -49,6 +54,8 @@ export interface ResumeOptions {
   readonly allowDrift?: boolean;
   /** The checkpoint to go on from. Default: the newest that is whole. */
   readonly fromStep?: number;
+  /** As in `RunOptions`. */
+  readonly detached?: boolean;
   readonly signal?: AbortSignal;
   readonly onCreated?: (run: RunHandle) => void;
 }

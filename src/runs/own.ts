@@ -26,15 +26,15 @@ export interface OwnParts {
 export async function own(context: BridgeContext, parts: OwnParts): Promise<RunHandle> {
   const { runDir, options } = parts;
   const signal = anySignal(context.options.signal, options.signal);
-  const commandLine = process.argv;
-  const environment = await describeEnvironment({ python: parts.python, cwd: context.cwd, commandLine });
+  const { cwd, commandLine } = context;
+  const environment = await describeEnvironment({ python: parts.python, cwd, commandLine });
   await writeEnvironment(runDir, environment);
   const run = await startOwnedRun({
     ...parts,
     environment,
     launch: context.launch,
     python: parts.python.executable,
-    cwd: context.cwd,
+    cwd,
     env: sidecarVariables(context.env),
     logger: context.logger,
     signal,

@@ -38,6 +38,7 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
     return openRemoteRun(runDir, { signal, wasComplete: true });
   }
   refuseLiving(runDir, seen);
+  if (options.detached) return resumeDetached(context, runDir, options, signal);
   const config = readStoredConfig(runDir);
   const checkpoint = await checkpointFor(context, runDir, seen, options);
   const python = await context.findPython(signal);
@@ -73,6 +74,20 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
     throw error;
   };
   return own(context, { runDir, record, lock, start, config, python, options, refused });
+}
+
+/** Only Python is looked for here, because that may ask for consent; the owner checks the rest. */
+async function resumeDetached(
+  context: BridgeContext,
+  runDir: string,
+  options: ResumeOptions,
+  signal: AbortSignal | undefined,
+): Promise<RunHandle> {
+  const { allowDrift = false, fromStep } = options;
+  const python = await context.findPython(signal);
+  const { startDetached } = await import('./detached/start-detached.ts');
+  const task = { kind: 'resume', allowDrift, ...(fromStep === undefined ? {} : { fromStep }) } as const;
+  return startDetached(context, { task, runDir, python, options });
 }
 
 function refuseLiving(runDir: string, seen: RunRecord): void {

@@ -30,6 +30,12 @@ export interface PreparedRun {
   readonly runDir: string | undefined;
 }
 
+/** A new run's id and its absolute folder. */
+export interface RunPlace {
+  readonly id: string;
+  readonly runDir: string;
+}
+
 /**
  * Checks config, runs folder and Python, in this order; creates nothing.
  * @throws E_USAGE, E_CONFIG_*, E_RUNS_DIR, E_RUN_DIR, E_RUN_EXISTS, E_PYTHON_*, E_CONSENT, E_ABORTED
@@ -87,14 +93,32 @@ export async function startRun(
 ): Promise<RunHandle> {
   const existing = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
   if (existing !== undefined && options.ifExists === 'resume' && readRecord(existing)) {
-    const { signal, onCreated } = options;
-    return resumeRun(context, existing, { ...(signal ? { signal } : {}), ...(onCreated ? { onCreated } : {}) });
+    const { signal, onCreated, detached = false } = options;
+    const common = { detached, ...(signal ? { signal } : {}), ...(onCreated ? { onCreated } : {}) };
+    return resumeRun(context, existing, common);
   }
   const prepared = await prepareRun(context, job, source, options);
-  const { runDir, record, lock } = await createRunDir(context, prepared, options.smoke ?? false);
+  const id = newRunId(prepared.resolved.config.name);
+  const runDir = prepared.runDir ?? join(context.runsDir, id);
+  if (!options.detached) return ownPrepared(context, prepared, { id, runDir }, options);
+  const { startDetached } = await import('./detached/start-detached.ts');
+  const task = { kind: 'start', id, prepared, smoke: options.smoke ?? false } as const;
+  return startDetached(context, { task, runDir, python: prepared.python, options });
+}
+
+/** Makes the directory of a run that has been prepared, in this process or by the one that started it, and owns it. */
+export async function ownPrepared(
+  context: BridgeContext,
+  prepared: PreparedRun,
+  place: RunPlace,
+  options: Pick<RunOptions, 'smoke' | 'signal' | 'onCreated'>,
+): Promise<RunHandle> {
+  throwIfAborted(anySignal(context.options.signal, options.signal));
+  const { runDir } = place;
+  const { record, lock } = await createRunDir(prepared, place, options.smoke ?? false);
   const { config } = prepared.resolved;
   const start = {
-    job,
+    job: prepared.job,
     config: config as unknown as Record<string, unknown>,
     runId: record.id,
     runDir,
@@ -113,12 +137,10 @@ export async function startRun(
 }
 
 async function createRunDir(
-  context: BridgeContext,
   prepared: PreparedRun,
+  { id, runDir }: RunPlace,
   smoke: boolean,
-): Promise<{ readonly runDir: string; readonly record: RunRecord; readonly lock: RunLock }> {
-  const id = newRunId(prepared.resolved.config.name);
-  const runDir = prepared.runDir ?? join(context.runsDir, id);
+): Promise<{ readonly record: RunRecord; readonly lock: RunLock }> {
   const now = new Date().toISOString();
   const record: RunRecord = {
     id,
@@ -140,7 +162,7 @@ async function createRunDir(
     writeStoredConfig(runDir, prepared.resolved);
     // run.json comes last: a folder with run.json is a run.
     writeRecord(runDir, record);
-    return { runDir, record, lock };
+    return { record, lock };
   } catch (error) {
     lock.release();
     remove(runDir);

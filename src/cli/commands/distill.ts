@@ -1,9 +1,11 @@
 import type { Argv } from 'yargs';
 import type { Command, Options } from '../command.ts';
+import { detachRun } from '../detach-run.ts';
 import { followRun } from '../follow-run.ts';
 import { withBridge } from '../open-bridge.ts';
 import {
   consentOptions,
+  detachOption,
   duration,
   pairs,
   pythonOption,
@@ -25,7 +27,7 @@ export const distill: Command = {
 
 /** Options of the commands that start a run. */
 export const startOptions = (yargs: Argv): Argv =>
-  consentOptions(pythonOption(runsDirOption(setOption(yargs))))
+  detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs)))))
     .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
     .option('steps', { type: 'string', requiresArg: true, describe: 'Total training steps (schedule.steps)' })
     .option('run-dir', {
@@ -66,6 +68,9 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
       const plan = await bridge.plan(kind, config, runOptions);
       output.result({ ...plan }, plan.text);
       return 0;
+    }
+    if (options.detach === true) {
+      return detachRun(() => bridge[kind](config, { ...runOptions, detached: true }), options, output);
     }
     return followRun(begun => bridge[kind](config, { ...runOptions, ...begun }), output, graceMs);
   });
