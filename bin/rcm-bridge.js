@@ -12,7 +12,7 @@ function refuse(what, fix) {
 
 if (!supported) {
   refuse(
-    'rcm-bridge needs Node 20.19 or newer, 22.12 or newer, or 24 and later; this is Node ' +
+    'E_NODE_VERSION: rcm-bridge needs Node 20.19 or newer, 22.12 or newer, or 24 and later; this is Node ' +
       process.versions.node +
       '.',
     'Install one of them and run the command again.',
@@ -23,7 +23,7 @@ if (!supported) {
     error => {
       var notBuilt = error && error.code === 'ERR_MODULE_NOT_FOUND' && /dist.cli.main\.js/.test(String(error.message));
       if (!notBuilt) throw error;
-      refuse('This copy of rcm-bridge is not built: dist/ is missing.', 'Run: npm ci && npm run build');
+      refuse('E_NOT_BUILT: this copy of rcm-bridge is not built: dist/ is missing.', 'Run: npm ci && npm run build');
     },
   );
 }

@@ -1,5 +1,5 @@
-import { homedir } from 'node:os';
 import { join } from 'node:path';
+import { managedHome } from '../python/home.ts';
 
 /** Variables the sidecar may see: what Python, torch, CUDA and the downloads need, nothing else (no secrets by chance). */
 const allowed = new Set([
@@ -36,14 +36,10 @@ export function sidecarEnvironment(
     ...Object.fromEntries(passed),
     ...extra,
     PYTHONNOUSERSITE: '1',
-    PYTHONPYCACHEPREFIX: join(cacheHome(env), 'pycache'),
+    PYTHONPYCACHEPREFIX: join(managedHome(env), 'pycache'),
     PYTHONIOENCODING: 'utf-8',
   };
 }
 
 const isAllowed = (name: string): boolean =>
   allowed.has(name) || allowedPrefixes.some(prefix => name.startsWith(prefix));
-
-function cacheHome(env: NodeJS.ProcessEnv): string {
-  return env.RCM_BRIDGE_HOME || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'rcm-bridge');
-}

@@ -13,5 +13,5 @@ export const exitCodes = {
 } as const;
 
 export const exitCodeHelp =
-  'Exit codes: 0 ok, 1 run failed, 2 usage or config, 3 environment, 4 sidecar lost, 5 checkpoint or weights unusable,\n' +
-  '6 quality gate not met, 7 stopped early and resumable, 130 SIGINT, 143 SIGTERM.';
+  'Exit codes: 0 ok, 1 run failed, 2 usage or config, 3 environment, 4 sidecar lost,\n' +
+  '5 checkpoint or weights unusable, 6 quality gate not met, 7 stopped early and resumable, 130 SIGINT, 143 SIGTERM';

@@ -1,4 +1,7 @@
+import { RcmBridgeError } from '../errors/index.ts';
 import type { Bridge } from '../index.ts';
+import { createLogger, type LogLevel, logLevels } from '../logging/logger.ts';
+import { nearest } from '../nearest.ts';
 import type { Options } from './command.ts';
 import { askOnTerminal, isOn } from './consent.ts';
 import { text } from './options.ts';
@@ -9,19 +12,15 @@ import type { Output } from './output.ts';
  * a terminal is asked once; without a terminal `--yes` has to agree, else the command ends with E_CONSENT.
  */
 export async function withBridge<T>(options: Options, output: Output, use: (bridge: Bridge) => Promise<T>): Promise<T> {
-  const [{ createBridge }, { createLogger }] = await Promise.all([
-    import('../index.ts'),
-    import('../logging/logger.ts'),
-  ]);
+  const { createBridge } = await import('../index.ts');
   const env = process.env;
   const runsDir = text(options, 'runs-dir') ?? env.RCM_BRIDGE_RUNS_DIR;
   const python = text(options, 'python') ?? env.RCM_BRIDGE_PYTHON;
+  const level = logLevel(output.verbosity, env.RCM_BRIDGE_LOG_LEVEL);
   const bridge = await createBridge({
     ...(runsDir === undefined ? {} : { runsDir }),
     ...(python === undefined ? {} : { python }),
-    ...(output.verbosity > 0
-      ? { logger: await createLogger(process.stderr, output.verbosity > 1 ? 'debug' : 'info') }
-      : {}),
+    ...(level === undefined ? {} : { logger: await createLogger(process.stderr, level) }),
     env,
     cwd: process.cwd(),
     offline: options.offline === true || isOn(env.RCM_BRIDGE_OFFLINE),
@@ -33,4 +32,16 @@ export async function withBridge<T>(options: Options, output: Output, use: (brid
   } finally {
     await bridge.close();
   }
+}
+
+/** What of the log goes to stderr: nothing, unless -v or RCM_BRIDGE_LOG_LEVEL says so. */
+function logLevel(verbosity: number, fromEnvironment: string | undefined): LogLevel | undefined {
+  if (verbosity > 0) return verbosity > 1 ? 'debug' : 'info';
+  if (!fromEnvironment) return undefined;
+  const level = logLevels.find(known => known === fromEnvironment);
+  if (level) return level;
+  const close = nearest(fromEnvironment, logLevels);
+  throw new RcmBridgeError('E_USAGE', `RCM_BRIDGE_LOG_LEVEL takes ${logLevels.join(', ')}, not "${fromEnvironment}".`, {
+    hint: close ? `Did you mean ${close}?` : 'Remove the variable, or use -v.',
+  });
 }

@@ -2,7 +2,8 @@ import type { RcmConfigOutput } from './blocks/index.ts';
 import { type Path, valueAt } from './layers.ts';
 
 /**
- * Keys, or values of keys, that nothing reads yet, with the values that are accepted: those of the documented configs.
+ * Keys, or values of keys, that nothing reads yet, with the values that are accepted: those of the documented configs,
+ * and what `auto` becomes, so that the output of `config print` is a config.
  * Whoever makes a key work removes its line.
  */
 const accepted: Readonly<Record<string, readonly unknown[]>> = {
@@ -10,7 +11,7 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'model.path': [null, 'weights/Wan2.1-T2V-1.3B', '/models/Wan2.1-T2V-1.3B'],
   'model.vae': [null, 'auto'],
   'model.textEncoder': ['labels', 'auto'],
-  'teacher.branches': ['auto'],
+  'teacher.branches': ['auto', 'sequential'],
   'teacher.negative': ['empty', 'default'],
   'student.lora': [null, { rank: 64, alpha: 64, targets: ['attention', 'ffn'] }],
   'data.kind': ['digits', 'latentShards'],
@@ -22,15 +23,15 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'data.maxBadSamples': [100],
   'compute.gpusPerNode': [1, 2, 8],
   'compute.nodes': [1],
-  'compute.launcher': ['auto'],
+  'compute.launcher': ['auto', 'local'],
   'compute.parallel.shard': [1, 2, 4],
   'compute.parallel.context': [1],
-  'compute.parallel.contextKind': ['auto'],
+  'compute.parallel.contextKind': ['auto', 'ulysses'],
   'compute.precision': [precision('fp32'), precision('bf16')],
   'compute.profile': [false],
   'compute.activationCheckpointing': ['none', 'block'],
   'compute.offload': ['none'],
-  'compute.attention': ['auto'],
+  'compute.attention': ['auto', 'eager'],
   'compute.compile': [false],
   'checkpoints.async': [true],
   'evaluation.prompts': [null, 'builtin:video-8'],

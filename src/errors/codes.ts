@@ -74,20 +74,10 @@ export const errorCodes = {
     summary: 'Something has to be installed, overwritten or deleted, and nobody agreed to it.',
     fix: 'Add `--yes` to the command, or pass `allowInstall: true` to createBridge.',
   },
-  E_DATA: {
-    exitCode: 1,
-    summary: 'Training or evaluation data is missing, damaged or too small.',
-    fix: 'Check `data` in the config and the file that the message names.',
-  },
   E_DISK_FULL: {
     exitCode: 3,
     summary: 'The disk or the quota is full.',
     fix: 'Free some space, or choose another folder with `--runs-dir` or RCM_BRIDGE_HOME.',
-  },
-  E_GATES: {
-    exitCode: 6,
-    summary: 'The run ended well, but a quality gate of `evaluation.gates` is not met.',
-    fix: 'Look at the table in the report; `--set evaluation.gates=[]` runs without gates.',
   },
   E_GPU: {
     exitCode: 3,
@@ -280,12 +270,12 @@ export const errorCodes = {
     fix: 'Check that `model.name` and `model.overrides` belong to these weights.',
   },
   E_WEIGHTS_MISSING: {
-    exitCode: 5,
+    exitCode: 3,
     summary: 'There are no weights at the path.',
     fix: 'Check the path, or fetch the file first.',
   },
   E_WEIGHTS_NOT_FOUND: {
-    exitCode: 5,
+    exitCode: 3,
     summary: 'A weights locator names nothing that exists.',
     fix: 'A locator is a path, builtin:NAME or hf:OWNER/NAME@REVISION.',
   },

@@ -1,6 +1,8 @@
 /** The logger a run uses. A service hands in its own; pino's loggers fit. Silent by default. */
 
-export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error';
+/** From everything to the least. */
+export const logLevels = ['trace', 'debug', 'info', 'warn', 'error'] as const;
+export type LogLevel = (typeof logLevels)[number];
 
 export interface Logger {
   debug(fields: object, message?: string): void;

@@ -1,6 +1,7 @@
 export { installDevTools } from './dev-tools.ts';
 export { describePython, type PythonDescription } from './doctor.ts';
 export { type FindPythonOptions, type PythonEnvironment, resolvePython, searchPython } from './find.ts';
+export { listGpus } from './gpus.ts';
 export { managedHome } from './home.ts';
 export { probePython } from './probe.ts';
 export { type Consent, ensurePython, type SetupOptions, setupManaged } from './provision.ts';

@@ -1,5 +1,5 @@
-import { execFile } from 'node:child_process';
 import { RcmBridgeError } from '../errors/index.ts';
+import { listGpus } from './gpus.ts';
 import { managedTorch } from './requirements.ts';
 
 /** PyTorch's public index of builds without CUDA: the only registry address in this repository. */
@@ -40,7 +40,7 @@ export async function planTorch(options: TorchPlanOptions): Promise<TorchPlan> {
   // Only on Linux does the default wheel carry CUDA.
   if (!platform.startsWith('linux')) return fromPip(managedTorch, platform, "pip's configured sources");
   if (choice === 'auto') {
-    const wantsCpu = platform === 'linux-x64' && !(await (options.hasGpu ?? hasNvidiaGpu)());
+    const wantsCpu = platform === 'linux-x64' && !(await (options.hasGpu ?? hasGpu)());
     if (wantsCpu && (await answers(index, signal))) return fromCpuIndex(index);
     return fromPip(managedTorch, platform, "pip's configured sources");
   }
@@ -96,7 +96,4 @@ async function answers(index: string, signal: AbortSignal | undefined): Promise<
   }
 }
 
-const hasNvidiaGpu = (): Promise<boolean> =>
-  new Promise(settle => {
-    execFile('nvidia-smi', ['-L'], { timeout: 10_000 }, (error, stdout) => settle(!error && /^GPU \d/m.test(stdout)));
-  });
+const hasGpu = async (): Promise<boolean> => (await listGpus()).length > 0;

@@ -5,7 +5,7 @@ import { RcmBridgeError } from '../errors/index.ts';
 import { evaluationFromBody } from '../evaluation/evaluation.ts';
 import { evaluationFolder } from '../evaluation/scorecard.ts';
 import type { MetricSink } from '../logging/csv-sink.ts';
-import type { Logger, LogLevel } from '../logging/logger.ts';
+import { type Logger, type LogLevel, logLevels } from '../logging/logger.ts';
 import type { EventBody, SidecarEvent } from '../protocol/messages.ts';
 import { deferred } from './deferred.ts';
 import type { EventStream } from './event-stream.ts';
@@ -166,5 +166,4 @@ function isWork(event: SidecarEvent): boolean {
 
 const finite = (value: number): number | null => (Number.isFinite(value) ? value : null);
 
-const levels: readonly LogLevel[] = ['trace', 'debug', 'info', 'warn', 'error'];
-const isLogged = (level: LogLevel, least: LogLevel): boolean => levels.indexOf(level) >= levels.indexOf(least);
+const isLogged = (level: LogLevel, least: LogLevel): boolean => logLevels.indexOf(level) >= logLevels.indexOf(least);

@@ -3,7 +3,6 @@ import fs from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { sidecarExitError } from '../bridge/sidecar.ts';
 import { AbortedError, PythonError, RcmBridgeError, throwIfAborted } from '../errors/index.ts';
-import { packageRoot } from '../package-root.ts';
 import type { EventBody, RunStart } from '../protocol/messages.ts';
 import { readStoredConfig } from './config-file.ts';
 import { anySignal, type BridgeContext, sidecarVariables } from './context.ts';
@@ -11,6 +10,7 @@ import { deferred } from './deferred.ts';
 import type { SampleOptions, SampleResult } from './options.ts';
 import { writeSampleGrid } from './sample-files.ts';
 import { findRun } from './store.ts';
+import { locateWeights } from './weights.ts';
 
 const studentSteps = 4;
 const shutdownGraceMs = 2_000;
@@ -94,16 +94,16 @@ async function waitFor(test: () => boolean, patienceMs: number): Promise<void> {
 
 /** The folder or file of weights a user means: a path that holds weights, or a run's export or teacher. */
 function locateSource(context: BridgeContext, name: string, teacher: boolean): string {
-  if (name.startsWith('builtin:')) return builtin(name);
+  if (name.startsWith('builtin:')) return locateWeights(name);
   const path = resolve(context.cwd, name);
   const isThere = fs.existsSync(path) && !fs.existsSync(join(path, 'run.json'));
   const looksLikePath = name.includes('/') || name.includes('\\') || /\.(safetensors|pth|pt|bin)$/.test(name);
   if (isThere && looksLikePath) return checked(path);
-  if (looksLikePath && !fs.existsSync(path)) throw weightsNotFound(path);
+  if (looksLikePath && !isThere) locateWeights(path);
   const run = findRun(context.runsDir, name, context.cwd);
   if (teacher) {
     const { weights } = readStoredConfig(run.dir).teacher;
-    return weights.startsWith('builtin:') ? builtin(weights) : checked(weights);
+    return weights.startsWith('builtin:') ? locateWeights(weights) : checked(weights);
   }
   const found = exportLayouts.map(layout => join(run.dir, 'export', layout)).find(folder => fs.existsSync(folder));
   if (found) return checked(found);
@@ -115,30 +115,14 @@ function locateSource(context: BridgeContext, name: string, teacher: boolean): s
   });
 }
 
-/** `builtin:digits-teacher` lies in py/rcm_sidecar/assets/digits/teacher. */
-function builtin(name: string): string {
-  const [set = '', ...rest] = name.slice('builtin:'.length).split('-');
-  const path = join(packageRoot(), 'py', 'rcm_sidecar', 'assets', set, rest.join('-'));
-  if (/^[a-z0-9]+$/.test(set) && /^[a-z0-9-]+$/.test(rest.join('-')) && fs.existsSync(path)) return path;
-  throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There is no ${name}.`, {
-    hint: 'Shipped weights: builtin:digits-teacher.',
-  });
-}
-
 /** Weights are of use only with the sampler.json that says what network they belong to. */
 function checked(path: string): string {
-  const folder = fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() ? path : dirname(path);
-  if (!fs.existsSync(path)) throw weightsNotFound(path);
+  const folder = fs.statSync(locateWeights(path)).isDirectory() ? path : dirname(path);
   if (fs.existsSync(join(folder, 'sampler.json'))) return path;
   throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no sampler.json beside ${basename(path)} in ${folder}.`, {
     hint: "Use a run, or a folder below a run's export/.",
   });
 }
-
-const weightsNotFound = (path: string): RcmBridgeError =>
-  new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${path}.`, {
-    hint: 'Give a run, an export folder or a weights file.',
-  });
 
 /** A student takes 4 steps; a teacher as many as its sampler.json says. */
 function defaultSteps(source: string): number {

@@ -8,6 +8,7 @@ import { writeStoredConfig } from './config-file.ts';
 import { anySignal, type BridgeContext, cacheDir, type Interpreter } from './context.ts';
 import { makeDirectory, remove } from './files.ts';
 import type { RunHandle } from './handle.ts';
+import { checkHost } from './host-checks.ts';
 import { inboxName } from './inbox.ts';
 import { type RunLock, takeLock } from './lock.ts';
 import type { RunOptions } from './options.ts';
@@ -37,8 +38,9 @@ export interface RunPlace {
 }
 
 /**
- * Checks config, runs folder and Python, in this order; creates nothing.
- * @throws E_USAGE, E_CONFIG_*, E_RUNS_DIR, E_RUN_DIR, E_RUN_EXISTS, E_PYTHON_*, E_CONSENT, E_ABORTED
+ * Checks config, runs folder, Python, hardware and files, in this order; creates nothing.
+ * @throws E_USAGE, E_CONFIG_*, E_RUNS_DIR, E_RUN_DIR, E_RUN_EXISTS, E_PYTHON_*, E_CONSENT, E_GPU, E_WEIGHTS_NOT_FOUND,
+ *   E_ABORTED
  */
 export async function prepareRun(
   context: BridgeContext,
@@ -59,6 +61,7 @@ export async function prepareRun(
     checkRunsDir(runDir);
   }
   const python = await context.findPython(signal);
+  await checkHost(job, config);
   throwIfAborted(signal);
   const whole = job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
   const plan = options.smoke ? smokePlan(whole) : whole;

@@ -1,5 +1,5 @@
-import type { ChildProcess } from 'node:child_process';
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { type ChildProcess, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packageRoot } from '../../src/package-root.ts';
@@ -119,8 +119,29 @@ const cases: readonly Case[] = [
   {
     name: 'teacher that is missing',
     words: ['distill', ...quickRun(2), '--set', 'teacher.weights=./nowhere.safetensors'],
-    exitCode: 5,
+    exitCode: 3,
     code: 'E_WEIGHTS_NOT_FOUND',
+  },
+  {
+    name: 'a student that starts from weights that are missing',
+    words: ['distill', ...quickRun(2), '--dry-run', '--set', 'student.init=./nowhere.safetensors'],
+    exitCode: 3,
+    code: 'E_WEIGHTS_NOT_FOUND',
+  },
+  { name: 'missing weights to sample', words: ['sample', './nowhere'], exitCode: 3, code: 'E_WEIGHTS_NOT_FOUND' },
+  {
+    name: 'a GPU where there is none',
+    words: ['distill', ...quickRun(2), '--set', 'compute.device=cuda', '--runs-dir', 'never-made'],
+    env: { PATH: 'no-venv' },
+    exitCode: 3,
+    code: 'E_GPU',
+  },
+  {
+    name: 'a log level that is none',
+    words: ['runs', 'list'],
+    env: { RCM_BRIDGE_LOG_LEVEL: 'inof' },
+    exitCode: 2,
+    code: 'E_USAGE',
   },
 ];
 
@@ -135,6 +156,7 @@ describe('bad input', () => {
     expect(result.stderr).not.toMatch(/^\s+at /m);
     expect(result.stdout).toBe('');
     if (!startsRun) expect(readdirSync(join(folder.path, 'runs'))).toEqual(['earlier']);
+    expect(existsSync(join(folder.path, 'never-made'))).toBe(false);
   });
 
   it('names file, line and column of a key that does not exist, and the nearest one', async () => {
@@ -151,6 +173,11 @@ describe('bad input', () => {
     expect(result.stderr).not.toMatch(/^\s+at /m);
     const record = JSON.parse(readFileSync(join(onlyRun(join(folder.path, 'wild')), 'run.json'), 'utf8'));
     expect(record).toMatchObject({ state: 'failed', exitCode: 1, error: { code: 'E_NON_FINITE' } });
+
+    const words = ['resume', 'last', '--runs-dir', 'wild', '--from-step', '99'];
+    const refused = await runCli(words, { cwd: folder.path });
+    expect(refused.code, refused.stderr).toBe(5);
+    expect(refused.stderr).toMatch(/E_CHECKPOINT_MISSING: .*step 99/);
   });
 
   it('a run directory that a live process owns: exit 2, E_RUN_BUSY, and that process goes on', async () => {
@@ -170,12 +197,11 @@ describe('bad input', () => {
   });
 
   it('names the Nodes that work when this one is too old', async () => {
-    const { execFileSync } = await import('node:child_process');
-    const script = `Object.defineProperty(process.versions, 'node', { value: '18.20.8' }); import(${JSON.stringify(join(packageRoot(), 'bin', 'rcm-bridge.js'))})`;
-    const run = () => execFileSync(process.execPath, ['-e', script], { stdio: 'pipe' });
-    expect(run).toThrow(
-      expect.objectContaining({ status: 3, stderr: expect.objectContaining({ length: expect.any(Number) }) }),
-    );
+    const bin = JSON.stringify(join(packageRoot(), 'bin', 'rcm-bridge.js'));
+    const script = `Object.defineProperty(process.versions, 'node', { value: '18.20.8' }); import(${bin})`;
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' });
+    expect(stderr).toMatch(/^E_NODE_VERSION: .*20\.19.*22\.12.*24.*18\.20\.8\.\n.+\n$/);
+    expect({ status, stdout }).toEqual({ status: 3, stdout: '' });
   });
 });
 

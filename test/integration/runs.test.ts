@@ -301,10 +301,10 @@ describe('starting', () => {
   test('still fails a run whose job breaks after it has begun', async () => {
     const bridge = await bridges.openScripted([
       { type: 'activity', body: { activity: 'training', step: 0 } },
-      ...refusal('E_DATA'),
+      ...refusal('E_TRAINING'),
     ]);
     const run = await bridge.distill('digits-rcm', noGates);
-    await expect(run.result()).rejects.toMatchObject({ name: 'RunFailedError', code: 'E_DATA' });
+    await expect(run.result()).rejects.toMatchObject({ name: 'RunFailedError', code: 'E_TRAINING' });
     expect(existsSync(run.dir)).toBe(true);
   });
 

@@ -6,7 +6,7 @@ const configArgument: Command['options'] = yargs =>
 
 const print: Command = {
   command: 'print [config]',
-  describe: 'Print the whole config with every default filled in',
+  describe: 'Print the whole config with every default filled in, and what each auto became',
   options: configArgument,
   run: async (options, output) => {
     const { loadConfig } = await import('../../config/load.ts');
@@ -15,8 +15,9 @@ const print: Command = {
       env: process.env,
       set: pairs(options),
     });
-    const { stringify } = await import('yaml');
-    output.result({ config: resolved.config }, stringify(resolved.config, { lineWidth: 110 }).trimEnd());
+    const { describeAuto, printConfig } = await import('../../config/print.ts');
+    const { config, auto } = describeAuto(resolved.config);
+    output.result({ config, auto }, printConfig(config, auto));
     return 0;
   },
 };

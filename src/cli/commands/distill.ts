@@ -21,15 +21,15 @@ const graceDefaultMs = 30_000;
 export const distill: Command = {
   command: 'distill [config]',
   describe: 'Distil a teacher into a student that samples in 1 to 4 steps',
-  options: yargs => startOptions(yargs),
+  options: yargs => startOptions(yargs, 'schedule.steps'),
   run: (options, output) => start('distill', options, output),
 };
 
 /** Options of the commands that start a run. */
-export const startOptions = (yargs: Argv): Argv =>
+export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
   detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs)))))
     .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
-    .option('steps', { type: 'string', requiresArg: true, describe: 'Total training steps (schedule.steps)' })
+    .option('steps', { type: 'string', requiresArg: true, describe: `Training steps in all (${stepsKey})` })
     .option('run-dir', {
       type: 'string',
       requiresArg: true,

@@ -4,16 +4,16 @@ import type { PythonDescription } from '../../python/index.ts';
 import type { Command } from '../command.ts';
 import { exitCodes } from '../exit-codes.ts';
 import { packageVersion } from '../main.ts';
-import { pythonOption, runsDirOption, text } from '../options.ts';
+import { pythonOption, text } from '../options.ts';
 
 const gigabyte = 1e9;
 
 export const doctor: Command = {
   command: 'doctor',
-  describe: 'Say what is found here: Node, Python, packages, disk; and what to do about what is missing',
-  options: yargs => pythonOption(runsDirOption(yargs)),
+  describe: 'Say what is found here: Node, Python, packages, GPUs, disk; and what to do about what is missing',
+  options: pythonOption,
   run: async (options, output) => {
-    const { describePython } = await import('../../python/index.ts');
+    const { describePython, listGpus } = await import('../../python/index.ts');
     const explicit = text(options, 'python') ?? process.env.RCM_BRIDGE_PYTHON;
     const python = await describePython({ env: process.env, cwd: process.cwd(), explicit });
     const disk = statfsSync(process.cwd());
@@ -22,6 +22,7 @@ export const doctor: Command = {
       node: process.versions.node,
       system: `${platform()} ${release()} ${arch()}`,
       cpus: cpus().length,
+      gpus: (await listGpus()).join(', ') || 'none',
       memoryGb: round(totalmem() / gigabyte),
       freeDiskGb: round((disk.bavail * disk.bsize) / gigabyte),
     };

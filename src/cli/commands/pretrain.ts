@@ -4,6 +4,6 @@ import { start, startOptions } from './distill.ts';
 export const pretrain: Command = {
   command: 'pretrain [config]',
   describe: 'Train a small teacher by flow matching',
-  options: startOptions,
+  options: yargs => startOptions(yargs, 'pretrain.steps'),
   run: (options, output) => start('pretrain', options, output),
 };

@@ -2,7 +2,7 @@ import type { Command } from '../command.ts';
 import { detachRun } from '../detach-run.ts';
 import { followRun } from '../follow-run.ts';
 import { withBridge } from '../open-bridge.ts';
-import { consentOptions, detachOption, duration, pythonOption, runsDirOption, text } from '../options.ts';
+import { consentOptions, detachOption, duration, pythonOption, runsDirOption, text, wholeNumber } from '../options.ts';
 
 export const resume: Command = {
   command: 'resume <run>',
@@ -10,6 +10,11 @@ export const resume: Command = {
   options: yargs =>
     detachOption(consentOptions(pythonOption(runsDirOption(yargs))))
       .positional('run', { type: 'string', describe: 'An id, the start of one, a path, or "last"' })
+      .option('from-step', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Step of the checkpoint to go on from (default: the newest whole one)',
+      })
       .option('allow-drift', { type: 'boolean', describe: 'Go on with another torch version; results will differ' })
       .option('grace', {
         type: 'string',
@@ -18,13 +23,14 @@ export const resume: Command = {
       }),
   run: (options, output) => {
     const graceMs = duration(options, 'grace', 30_000);
+    const fromStep = wholeNumber(options, 'from-step', 0);
     return withBridge(options, output, bridge => {
-      const allowDrift = options['allow-drift'] === true;
+      const given = { allowDrift: options['allow-drift'] === true, ...(fromStep === undefined ? {} : { fromStep }) };
       const name = String(text(options, 'run'));
       if (options.detach === true) {
-        return detachRun(() => bridge.resume(name, { allowDrift, detached: true }), options, output);
+        return detachRun(() => bridge.resume(name, { ...given, detached: true }), options, output);
       }
-      return followRun(begun => bridge.resume(name, { allowDrift, ...begun }), output, graceMs);
+      return followRun(begun => bridge.resume(name, { ...given, ...begun }), output, graceMs);
     });
   },
 };

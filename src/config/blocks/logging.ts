@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { logLevels } from '../../logging/logger.ts';
 import { count, key } from './key.ts';
 
 export const logging = z.strictObject({
@@ -8,9 +9,5 @@ export const logging = z.strictObject({
     'Where metrics go besides metrics.ndjson',
     'mayChange',
   ),
-  level: key(
-    z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
-    'Least level that is logged',
-    'mayChange',
-  ),
+  level: key(z.enum(logLevels).default('info'), 'Least level that is logged', 'mayChange'),
 });

@@ -1,0 +1,48 @@
+/** A resolved config for people: every `auto` replaced by what it became. */
+import { join } from 'node:path';
+import { type Document, isScalar, parseDocument, stringify } from 'yaml';
+import type { RcmConfig } from './types.ts';
+
+export interface PrintedConfig {
+  /** The config without `auto`. */
+  readonly config: Readonly<Record<string, unknown>>;
+  /** Paths of the keys that were `auto`. */
+  readonly auto: readonly string[];
+}
+
+/** What this version makes of each `auto`; undefined where the key has another value. */
+export function describeAuto(config: RcmConfig): PrintedConfig {
+  const { model, schedule } = config;
+  const became: Readonly<Record<string, unknown>> = {
+    'model.vae': model.path === null ? null : join(model.path, 'Wan2.1_VAE.pth'),
+    'model.textEncoder': model.name.startsWith('cosmos') ? 't5-11b' : 'umt5-xxl',
+    'teacher.branches': 'sequential',
+    // On a CPU the whole batch goes through at once.
+    'schedule.microBatchSize': schedule.batchSize,
+    'compute.device': 'cpu',
+    'compute.launcher': 'local',
+    'compute.parallel.contextKind': 'ulysses',
+    'compute.attention': 'eager',
+  };
+  const auto: string[] = [];
+  const replaced = (value: unknown, path: string): unknown => {
+    if (value === 'auto' && path in became) {
+      auto.push(path);
+      return became[path];
+    }
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) return value;
+    const inner = (key: string): string => (path === '' ? key : `${path}.${key}`);
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, replaced(item, inner(key))]));
+  };
+  return { config: replaced(config, '') as Readonly<Record<string, unknown>>, auto };
+}
+
+/** As YAML; keys that were `auto` say so. */
+export function printConfig(config: Readonly<Record<string, unknown>>, auto: readonly string[]): string {
+  const document: Document = parseDocument(stringify(config));
+  for (const path of auto) {
+    const node = document.getIn(path.split('.'), true);
+    if (isScalar(node)) node.comment = ' was auto';
+  }
+  return document.toString({ lineWidth: 110 }).trimEnd();
+}
