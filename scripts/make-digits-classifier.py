@@ -1,11 +1,12 @@
 """Make py/rcm_sidecar/assets/digits/classifier.safetensors: the classifier whose features every distance uses.
 
-Needs torch and safetensors only, one thread, about 10 s:
+Needs torch and safetensors only, one thread, about 20 s:
 
     PYTHONPATH=py:kernels python scripts/make-digits-classifier.py
 
-Trained on the 1,438 training images with noise on the pixels, so that its features do not change wildly between nearly
-equal images. The held-out images are only looked at once, at the end.
+Trained on the 1,438 training images. Noise on the pixels keeps features from changing much between nearly equal images,
+dropout on the features makes all 32 of them carry something: without it 13 were always zero and a Frechet distance hung
+on four or five directions (participation ratio 4.6 of the covariance's eigenvalues, 7.3 now).
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, dropout
 
 from rcm_sidecar.data.digits import ASSETS, load_digits_data
 from rcm_sidecar.evaluation.features import DigitsClassifier, features_and_classes
 
 SEED = 0
-EPOCHS = 30
+EPOCHS = 60
 BATCH = 64
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-2
 PIXEL_NOISE = 0.3
+FEATURE_DROPOUT = 0.5
 TARGET: Path = ASSETS / "classifier.safetensors"
 
 
@@ -41,7 +43,8 @@ def train() -> DigitsClassifier:
         for chosen in torch.randperm(len(labels))[: batches * BATCH].split(BATCH):
             noisy = images[chosen] + PIXEL_NOISE * torch.randn(images[chosen].shape)
             optimizer.zero_grad()
-            cross_entropy(classifier(noisy), labels[chosen]).backward()
+            features = dropout(classifier.features(noisy), FEATURE_DROPOUT)
+            cross_entropy(classifier.output(features), labels[chosen]).backward()
             optimizer.step()
             schedule.step()
     return classifier.eval()
