@@ -9,7 +9,7 @@ export interface BridgeOptions {
   readonly python?: string;
   /** Silent by default; pino's loggers fit. */
   readonly logger?: Logger;
-  /** Stops all runs this bridge started and ends its waiting. */
+  /** Stops all runs this bridge started, but those that are `detached`, and ends its waiting. */
   readonly signal?: AbortSignal;
   /** Relative paths are relative to this folder. Default: the working directory. */
   readonly cwd?: string;

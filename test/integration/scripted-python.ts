@@ -4,8 +4,9 @@ import { fixtures, testPython } from '../python.ts';
 import { allPackages } from '../unit/python/fake-python.ts';
 import type { Script } from './fake-sidecar.ts';
 
-/** `refuse`: the code of an error that the job's own checks end with. */
+/** `loadMs`: how long it loads first; `refuse`: the code of an error that its own checks end with. */
 export interface ScriptedJob extends Script {
+  readonly loadMs?: number;
   readonly refuse?: string;
 }
 

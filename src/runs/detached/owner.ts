@@ -11,6 +11,7 @@ import { resumeRun } from '../resume-run.ts';
 import { ownPrepared } from '../start-run.ts';
 import { stopOnSignals } from '../stop-signals.ts';
 import type { OwnerMessage, OwnerOrder, StarterMessage } from './messages.ts';
+import { removeUnused } from './remove-unused.ts';
 import { sentError } from './sent-error.ts';
 
 const graceMs = 30_000;
@@ -48,6 +49,8 @@ async function serve(order: OwnerOrder, signal: AbortSignal, release: () => void
   try {
     run = await begin(order, signal, onCreated);
   } catch (error) {
+    // The starter does so, too, but it may be gone.
+    removeUnused(order.runDir);
     await tell({ type: 'refused', error: sentError(error) });
     process.exit(1);
   }

@@ -5,13 +5,12 @@ import { join } from 'node:path';
 import { AbortedError, RcmBridgeError, throwIfAborted } from '../../errors/index.ts';
 import { packageRoot } from '../../package-root.ts';
 import { anySignal, type BridgeContext, type Interpreter, sidecarVariables } from '../context.ts';
-import { makeDirectory, openForAppending, remove } from '../files.ts';
+import { makeDirectory, openForAppending } from '../files.ts';
 import type { RunHandle } from '../handle.ts';
-import { lockHolder } from '../lock.ts';
 import type { RunOptions } from '../options.ts';
-import { readRecord } from '../record.ts';
 import { openRemoteRun } from '../remote-run.ts';
 import type { OwnerMessage, OwnerOrder, OwnerTask, StarterMessage } from './messages.ts';
+import { removeUnused } from './remove-unused.ts';
 import { receivedError } from './sent-error.ts';
 
 /** Node runs it as it is, so it is the compiled one also where the rest is TypeScript (tests). */
@@ -58,8 +57,7 @@ export async function startDetached(context: BridgeContext, start: DetachedStart
 }
 
 function spawnOwner(context: BridgeContext, runDir: string): ChildProcess {
-  makeDirectory(join(runDir, 'logs'));
-  const log = openForAppending(logFile(runDir));
+  const log = openLog(runDir);
   try {
     return spawn(process.execPath, [entryFile()], {
       cwd: context.cwd,
@@ -71,6 +69,17 @@ function spawnOwner(context: BridgeContext, runDir: string): ChildProcess {
     });
   } finally {
     fs.closeSync(log);
+  }
+}
+
+/** What Node itself prints lands beside the owner's own log. @throws E_DISK_FULL */
+function openLog(runDir: string): number {
+  try {
+    makeDirectory(join(runDir, 'logs'));
+    return openForAppending(logFile(runDir));
+  } catch (error) {
+    removeUnused(runDir);
+    throw error;
   }
 }
 
@@ -101,16 +110,19 @@ function acceptance(child: ChildProcess, order: OwnerOrder, waiting: Waiting): P
     child.once('error', error => reject(lostOwner(order.runDir, error.message)));
     // `close`, not `exit`: only then all it has sent is here.
     child.once('close', (code, end) => reject(lostOwner(order.runDir, `it ended with ${end ?? `code ${code}`}`)));
+    const hear = (message: OwnerMessage): void => {
+      if (message.type === 'notice') onNotice(message.text);
+      else if (message.type === 'created') onCreated();
+      else if (message.type === 'accepted') resolve(message);
+      else reject(receivedError(message.error));
+    };
     child.on('message', (message: OwnerMessage) => {
-      switch (message.type) {
-        case 'notice':
-          return onNotice(message.text);
-        case 'created':
-          return onCreated();
-        case 'accepted':
-          return resolve(message);
-        case 'refused':
-          return reject(receivedError(message.error));
+      try {
+        hear(message);
+      } catch (error) {
+        // A caller's function has thrown: it gets its own error, and no run.
+        tell({ type: 'abort' });
+        reject(error);
       }
     });
     signal?.addEventListener('abort', onAbort, { once: true });
@@ -133,9 +145,4 @@ function lastLine(path: string): string | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** A folder that became no run, and that no other process is making one in, held the log alone. */
-function removeUnused(runDir: string): void {
-  if (readRecord(runDir) === undefined && lockHolder(runDir) === undefined) remove(runDir);
 }
