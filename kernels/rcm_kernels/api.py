@@ -92,7 +92,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ma
     _refuse_vmap(q, k, v)
     q, k, v = _autocast(q, k, v)
     problem = check(q, k, v, None, None, None, scale, mask)
-    return _ForwardMode.apply(q, k, v, problem.scale, problem.frame)[0]  # type: ignore[no-untyped-call]
+    out: Tensor = _ForwardMode.apply(q, k, v, problem.scale, problem.frame)[0]  # type: ignore[no-untyped-call]
+    return out
 
 
 def attention_backward(
@@ -119,7 +120,8 @@ def attention_backward(
         mask: See `q`.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return operators.attn_backward(grad.to(q.dtype), q, k, v, out, lse, factor, frame_of(mask))
+    grads = operators.attn_backward(grad.to(q.dtype), q, k, v, out, lse, factor, frame_of(mask))
+    return grads[0], grads[1], grads[2]
 
 
 class _ForwardMode(torch.autograd.Function):
@@ -127,7 +129,8 @@ class _ForwardMode(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, frame: int) -> tuple[Tensor, Tensor]:
-        return operators.attn(q, k, v, scale, frame)
+        out, lse = operators.attn(q, k, v, scale, frame)
+        return out, lse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

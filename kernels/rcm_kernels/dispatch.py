@@ -1,7 +1,8 @@
 """Which implementation runs one call: Hopper Gluon, portable Triton, or eager torch.
 
 The choice follows the device, the dtype, the head dim and which tangents there are. `RCM_KERNELS_ATTENTION` or
-`use_backend` names one; a named backend that cannot run the call is an error, never a silent other one. Tiles come from
+`use_backend` names one; a named backend that cannot run the call is an error, never a silent other one. Calls without
+tangents go to torch's own kernels under "auto" and "hopper" (there is no faster one of ours). Tiles come from
 the committed table tiles.json: nothing is tuned at run time.
 """
 
@@ -60,7 +61,8 @@ def forward(
     Raises:
         ValueError: The named backend cannot run it, or an argument's dtype, head dim or strides do not suit.
     """
-    if tq is None and tk is None and tv is None and requested_backend() == "auto" and has_plain_kernel(q, k, problem):
+    plain = tq is None and tk is None and tv is None and requested_backend() in ("auto", "hopper")
+    if plain and has_plain_kernel(q, k, problem):
         out, lse = plain_forward(q, k, v, problem)
         return Result(out, None, lse, None)
     backend = choose(q, tq, tk, tv)
@@ -69,7 +71,7 @@ def forward(
     named = {"q": q, "k": k, "v": v, "tq": tq, "tk": tk, "tv": tv}
     check_for_kernels(named)
     with torch.cuda.device(q.device):
-        if backend == "hopper":
+        if backend == "hopper" and tq is not None:  # as `choose` saw to
             from rcm_kernels import attention_jvp_hopper
 
             return attention_jvp_hopper.launch(q, k, v, tq, tk, tv, problem, **hopper_tile(problem, tk is not None))
@@ -88,7 +90,8 @@ def choose(q: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None) -
     if asked == "eager":
         return "eager"
     why_not_hopper = _why_not_hopper(q, tq, tk, tv)
-    if asked == "hopper":
+    without_tangents = tq is None and tk is None and tv is None
+    if asked == "hopper" and not (without_tangents and q.is_cuda):
         if why_not_hopper:
             raise ValueError(f"attention backend hopper: {why_not_hopper}")
         return "hopper"
@@ -123,7 +126,8 @@ def triton_tile(problem: Problem, device: torch.device) -> dict[str, Any]:
 @cache
 def tile_table() -> dict[str, Any]:
     """The committed table of tuned tiles."""
-    return json.loads((Path(__file__).parent / "tiles.json").read_text())
+    table: dict[str, Any] = json.loads((Path(__file__).parent / "tiles.json").read_text())
+    return table
 
 
 @cache
@@ -171,6 +175,7 @@ def _why_not_hopper(q: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor 
 
 
 def _known(name: str, argument: str) -> Backend:
-    if name not in BACKENDS:
-        raise ValueError(f"{argument}: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    return name  # type: ignore[return-value]
+    for backend in BACKENDS:
+        if name == backend:
+            return backend
+    raise ValueError(f"{argument}: expected one of {', '.join(BACKENDS)}, got {name!r}")

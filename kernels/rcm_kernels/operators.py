@@ -127,7 +127,7 @@ attn_backward.register_fake(_fake_backward)
 def jvp_flops(q_shape: Any, k_shape: Any, frame: int, products: int) -> int:
     """2 FLOPs for each multiply-add of `products` products over the (query, key) pairs that the mask leaves."""
     batch, heads, queries, head_dim = q_shape
-    return 2 * products * batch * heads * head_dim * visible_pairs(queries, k_shape[2], frame)
+    return int(2 * products * batch * heads * head_dim * visible_pairs(queries, k_shape[2], frame))
 
 
 @register_flop_formula(torch.ops.rcm_kernels.attn_jvp)

@@ -10,7 +10,8 @@ differ: then a plan's O strides follow from its key.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from rcm_kernels.reference import eager_backward
 BackwardBackend: TypeAlias = Literal["cudnn", "flash", "eager"]
 Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
-_aten = torch.ops.aten
+_aten: Any = torch.ops.aten
+One: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, bool], Gradients]
 
 
 def attention_backward(
@@ -82,7 +84,7 @@ def choose_backward(q: Tensor, k: Tensor, frame: int) -> BackwardBackend:
         return "eager"
     if frame == 1 and q.shape[2] != k.shape[2]:  # the fused causal masks differ in which corner they start from
         return "eager"
-    if torch.cuda.get_device_capability(q.device)[0] >= 9 and head_dim <= 128 and torch.backends.cudnn.is_available():
+    if torch.cuda.get_device_capability(q.device)[0] >= 9 and head_dim <= 128 and torch.backends.cudnn.enabled:
         return "cudnn"
     return "flash" if head_dim <= 256 else "eager"
 
@@ -95,7 +97,7 @@ def _cudnn(
     if grad.stride() != out.stride():
         grad = torch.empty_strided(out.shape, out.stride(), dtype=q.dtype, device=q.device).copy_(grad)
     unused = torch.empty(0, device=q.device, dtype=torch.int64)
-    return _aten._scaled_dot_product_cudnn_attention_backward(
+    gradients: Gradients = _aten._scaled_dot_product_cudnn_attention_backward(
         grad,
         q,
         k,
@@ -113,6 +115,7 @@ def _cudnn(
         causal,
         scale=scale,
     )
+    return gradients
 
 
 def _flash(
@@ -120,7 +123,7 @@ def _flash(
 ) -> Gradients:
     seed = torch.zeros(2, device=q.device, dtype=torch.uint64)
     offset = torch.zeros((), device=q.device, dtype=torch.uint64)
-    return _aten._scaled_dot_product_flash_attention_backward(
+    gradients: Gradients = _aten._scaled_dot_product_flash_attention_backward(
         grad,
         q,
         k,
@@ -137,9 +140,20 @@ def _flash(
         offset,
         scale=scale,
     )
+    return gradients
 
 
-def _by_frame(one, grad, q, k, v, out, lse, scale: float, frame: int) -> Gradients:  # noqa: ANN001
+def _by_frame(
+    one: One,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    frame: int,
+) -> Gradients:
     """One call a frame: its queries against the keys they see; the gradients of k and v are summed in fp32."""
     grad_q = torch.empty_like(q)
     grad_k = torch.zeros(k.shape, device=k.device, dtype=torch.float32)

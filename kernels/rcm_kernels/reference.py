@@ -59,9 +59,12 @@ def eager(
         _rows(q, k, v, tq, tk, tv, torch.arange(first, last, device=q.device), scale, frame)
         for first, last in _blocks(q, k)
     ]
-    whole = [None if column[0] is None else torch.cat(column, dim=2) for column in zip(*parts, strict=True)]
-    out, tangent, lse, mu = whole
-    return Result(out.to(q.dtype), None if tangent is None else tangent.to(q.dtype), lse, mu)
+    out = torch.cat([part.out for part in parts], dim=2).to(q.dtype)
+    lse = torch.cat([part.lse for part in parts], dim=2)
+    if parts[0].tangent is None:
+        return Result(out, None, lse, None)
+    tangent = torch.cat([_given(part.tangent) for part in parts], dim=2).to(q.dtype)
+    return Result(out, tangent, lse, torch.cat([_given(part.mu) for part in parts], dim=2))
 
 
 def fp64_rows(
@@ -77,8 +80,8 @@ def fp64_rows(
     frame: int = 0,
 ) -> Result:
     """The reference for the query rows `rows` [n] over all keys, in fp64."""
-    double = [None if x is None else x.double() for x in (q, k, v, tq, tk, tv)]
-    return Result(*_rows(*double, rows, scale, frame))
+    tq, tk, tv = (None if x is None else x.double() for x in (tq, tk, tv))
+    return _rows(q.double(), k.double(), v.double(), tq, tk, tv, rows, scale, frame)
 
 
 def eager_backward(
@@ -121,8 +124,8 @@ def emulated(
     beyond this is its own error; tests allow it a tenth.
     """
     low = q.dtype
-    wide = [None if x is None else x.float() for x in (q, k, v, tq, tk, tv)]
-    q, k, v, tq, tk, tv = wide
+    q, k, v = q.float(), k.float(), v.float()
+    tq, tk, tv = (None if x is None else x.float() for x in (tq, tk, tv))
     scores = _masked(q[:, :, rows] @ k.mT * scale, rows, frame)
     top = scores.amax(-1, keepdim=True)
     p = torch.exp(scores - top)
@@ -148,31 +151,49 @@ def merge(parts: Sequence[Result]) -> Result:
     `w_a = exp(lse_a - lse)`, `O = sum w_a O_a`, `mu = sum w_a mu_a`, `tO = sum w_a (tO_a + (mu_a - mu) O_a)`, in at
     least fp32. An empty part has lse = -inf. Parts must all have a tangent or none.
     """
-    lses = torch.stack([part.lse for part in parts])
-    lse = torch.logsumexp(lses, dim=0)
-    weights = torch.exp(lses - lse).unsqueeze(-1)
+    lse = torch.logsumexp(torch.stack([part.lse for part in parts]), dim=0)
     wide = _wide(parts[0].out.dtype)
-    out = sum(w * part.out.to(wide) for w, part in zip(weights, parts, strict=True))
+    weights = [torch.exp(part.lse - lse) for part in parts]
+    out = torch.zeros_like(parts[0].out, dtype=wide)
+    for weight, part in zip(weights, parts, strict=True):
+        out += weight[..., None] * part.out.to(wide)
     if parts[0].tangent is None:
         return Result(out, None, lse, None)
-    mu = sum(w.squeeze(-1) * part.mu for w, part in zip(weights, parts, strict=True))
-    tangent = sum(
-        w * (part.tangent.to(wide) + (part.mu - mu).unsqueeze(-1) * part.out.to(wide))
-        for w, part in zip(weights, parts, strict=True)
-    )
+    mu, tangent = torch.zeros_like(lse), torch.zeros_like(out)
+    for weight, part in zip(weights, parts, strict=True):
+        mu += weight * _given(part.mu)
+    for weight, part in zip(weights, parts, strict=True):
+        # mu_a - mu first: the rounding of a bf16 O_a must not be multiplied by all of mu_a
+        shift = (_given(part.mu) - mu)[..., None]
+        tangent += weight[..., None] * (_given(part.tangent).to(wide) + shift * part.out.to(wide))
     return Result(out, tangent, lse, mu)
 
 
-def _rows(q, k, v, tq, tk, tv, rows, scale, frame) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # noqa: ANN001
+def _given(x: Tensor | None) -> Tensor:
+    if x is None:
+        raise ValueError("parts: all must have a tangent, or none")
+    return x
+
+
+def _rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tq: Tensor | None,
+    tk: Tensor | None,
+    tv: Tensor | None,
+    rows: Tensor,
+    scale: float,
+    frame: int,
+) -> Result:
     wide = _wide(q.dtype)
-    q = q[:, :, rows].to(wide)
-    k, v = k.to(wide), v.to(wide)
+    q, k, v = q[:, :, rows].to(wide), k.to(wide), v.to(wide)
     scores = _masked(q @ k.mT * scale, rows, frame)
     lse = torch.logsumexp(scores, -1)
     p = torch.exp(scores - lse[..., None])
     out = p @ v
     if tq is None and tk is None and tv is None:
-        return out, None, lse, None
+        return Result(out, None, lse, None)
     tangent = torch.zeros_like(out) if tv is None else p @ tv.to(wide)
     mu = torch.zeros_like(lse)
     rows_tq = None if tq is None else tq[:, :, rows].to(wide)
@@ -181,17 +202,18 @@ def _rows(q, k, v, tq, tk, tv, rows, scale, frame) -> tuple[Tensor, Tensor | Non
         h = p * score_tangent
         mu = h.sum(-1)
         tangent = tangent + h @ v - mu[..., None] * out
-    return out, tangent, lse, mu
+    return Result(out, tangent, lse, mu)
 
 
 def _score_tangent(q: Tensor, k: Tensor, tq: Tensor | None, tk: Tensor | None, scale: float) -> Tensor | None:
-    if tq is None and tk is None:
+    products = []
+    if tq is not None:
+        products.append(tq @ k.mT)
+    if tk is not None:
+        products.append(q @ tk.mT)
+    if not products:
         return None
-    if tk is None:
-        return tq @ k.mT * scale
-    if tq is None:
-        return q @ tk.mT * scale
-    return (tq @ k.mT + q @ tk.mT) * scale
+    return (products[0] if len(products) == 1 else products[0] + products[1]) * scale
 
 
 def _masked(scores: Tensor, rows: Tensor, frame: int) -> Tensor:

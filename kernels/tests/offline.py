@@ -45,14 +45,14 @@ class NoDevice:
         return self.target
 
 
-def hopper_case(columns, pattern, *, masked=False, split=False, dtype=torch.bfloat16):
+def hopper_case(columns, pattern, *, masked=False, split=False, dtype=torch.bfloat16, length=256):
     tile = tile_table()["hopper"][f"{columns}/{pattern}"]
-    x, row = torch.zeros(1, 2, 256, columns, dtype=dtype), torch.zeros(1, 2, 256)
+    x, row = torch.zeros(1, 2, length, columns, dtype=dtype), torch.zeros(1, 2, length)
     wide, keys = hopper.describe(x, 64, 64), hopper.describe(x, tile["block_keys"], 64)
     values, store = hopper.describe(x, tile["block_keys"], columns), hopper.describe(x, 64, columns)
     return hopper.attention_jvp_kernel.warmup(
         *(wide, wide, keys, keys, values, values, store, store, *[row] * 6, 0.1),
-        *(2, 256, 256, 2, 4, 2, 7, 4, 8, 2, 4),
+        *(length % 5 + 1, length, length, length // 9 + 1, length, 2, 7, length, 8, 2, length % 3 + 1),
         D=columns,
         BN=tile["block_keys"],
         NS=tile["stages"],
@@ -71,12 +71,12 @@ def hopper_case(columns, pattern, *, masked=False, split=False, dtype=torch.bflo
     )
 
 
-def portable_case(major, dim, pattern="qkv", *, masked=False):
+def portable_case(major, dim, pattern="qkv", *, masked=False, length=256):
     tile = tile_table()["triton"][f"{major}/{dim}"]
-    x, row = torch.zeros(1, 2, 256, dim, dtype=torch.bfloat16), torch.zeros(1, 2, 256)
+    x, row = torch.zeros(1, 2, length, dim, dtype=torch.bfloat16), torch.zeros(1, 2, length)
     q, k = portable.describe(x, tile["block_rows"], dim), portable.describe(x, tile["block_keys"], dim)
     return portable.attention_jvp_kernel.warmup(
-        *(q, k, k, q, k, k, q, q, row, row, 0.1, 2, 256, 256, 2, 7),
+        *(q, k, k, q, k, k, q, q, row, row, 0.1, length % 5 + 1, length, length, length // 9 + 1, 7),
         D=dim,
         BM=tile["block_rows"],
         BN=tile["block_keys"],
@@ -110,6 +110,14 @@ CASES = {
 }
 
 
+def variants(kernel, build):
+    """How many binaries lengths from 1 to 32760 make of one kernel; divisible and not, equal to 1 and not."""
+    kernel.device_caches.clear()
+    for length in (1, 7, 16, 257, 4096, 32760):
+        build(length)
+    return sum(len(cache[0]) for cache in kernel.device_caches.values())
+
+
 def report(binary, shared):
     """Registers and stack bytes of the kernel, its matrix instructions, and spill accesses between those of a loop."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -136,6 +144,14 @@ def _tool(name, *arguments):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["variants"]:
+        driver.set_active(NoDevice(90))
+        found = {
+            "hopper": variants(hopper.attention_jvp_kernel, lambda n: hopper_case(64, "full", split=True, length=n)),
+            "portable": variants(portable.attention_jvp_kernel, lambda n: portable_case("9", 32, length=n)),
+        }
+        print(json.dumps({"case": "variants", **found}))
+        sys.exit()
     for case in sys.argv[1:] or CASES:
         capability, build = CASES[case]
         driver.set_active(NoDevice(capability))

@@ -71,6 +71,10 @@ def test_compiled_kernels(tmp_path):
     judge(compile_cases(list(FAST), tmp_path, 600), FAST)
 
 
+def test_no_length_recompiles_anything(tmp_path):
+    assert compile_cases(["variants"], tmp_path, 600) == {"variants": {"case": "variants", "hopper": 1, "portable": 1}}
+
+
 @pytest.mark.long
 def test_compiled_kernels_rest(tmp_path):
     judge(compile_cases(list(REST), tmp_path, 1200), REST)
