@@ -1,4 +1,4 @@
-import { isRcmBridgeError } from '../errors/index.ts';
+import { errorCodes, isRcmBridgeError } from '../errors/index.ts';
 import { toJson } from '../runs/json.ts';
 
 export type OutputFormat = 'text' | 'json' | 'ndjson';
@@ -18,8 +18,6 @@ export interface Output extends OutputOptions {
   line(document: Readonly<Record<string, unknown>>): void;
   /** A sentence for people; silent with --quiet. */
   say(text: string): void;
-  /** Colour for stderr, or the text unchanged. */
-  emphasise(text: string): string;
 }
 
 /** Colour: NO_COLOR, then FORCE_COLOR, then whether stderr is a terminal outside CI. */
@@ -30,7 +28,6 @@ export function usesColour(env: NodeJS.ProcessEnv, isTerminal: boolean): boolean
 }
 
 export function createOutput(options: OutputOptions): Output {
-  const colour = usesColour(process.env, Boolean(process.stderr.isTTY));
   const print = (document: Readonly<Record<string, unknown>>) => {
     process.stdout.write(`${toJson({ schema: 1, ...document })}\n`);
   };
@@ -39,18 +36,19 @@ export function createOutput(options: OutputOptions): Output {
     result: (document, text) => (options.format === 'text' ? process.stdout.write(`${text}\n`) : print(document)),
     line: document => options.format === 'ndjson' && print(document),
     say: text => options.quiet || process.stderr.write(`${text}\n`),
-    emphasise: text => (colour ? `\u001b[1m${text}\u001b[22m` : text),
   };
 }
 
-/** An error as at most two lines: what is wrong, then the fix. `-v` adds the stack and Python's frames. */
-export function describeError(error: unknown, verbosity: number): string {
-  const lines = isRcmBridgeError(error)
-    ? [`${error.code}: ${oneLine(error.message)}`, ...(error.hint ? [oneLine(error.hint)] : [])]
-    : [
-        `E_INTERNAL: ${oneLine(error instanceof Error ? error.message : String(error))}`,
-        'Run again with -v and report it.',
-      ];
+/**
+ * An error as at most two lines: what is wrong, then the fix, where it has none of its own that of its code. `-v` adds
+ * the stack and Python's frames.
+ */
+export function describeError(error: unknown, verbosity: number, colour = false): string {
+  const known = isRcmBridgeError(error) ? error : undefined;
+  const code = known?.code ?? 'E_INTERNAL';
+  const message = error instanceof Error ? error.message : String(error);
+  const lines = [`${colour ? `\u001b[1;31m${code}\u001b[0m` : code}: ${oneLine(message)}`];
+  lines.push(oneLine(known?.hint || errorCodes[code].fix));
   if (verbosity > 0 && error instanceof Error && error.stack) lines.push(error.stack);
   return lines.join('\n');
 }

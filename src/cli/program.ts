@@ -5,7 +5,7 @@ import { commands } from './commands/index.ts';
 import { exitCodeHelp, exitCodes } from './exit-codes.ts';
 import { packageVersion } from './main.ts';
 import { globalOptions, outputOptions } from './options.ts';
-import { createOutput, describeError, endQuietlyOnClosedPipe } from './output.ts';
+import { createOutput, describeError, endQuietlyOnClosedPipe, usesColour } from './output.ts';
 import { explainUsage } from './usage.ts';
 
 /** Parses the words, runs the command and resolves with the exit code. Never rejects. */
@@ -20,7 +20,8 @@ export async function run(argv: readonly string[]): Promise<number> {
     return exitCode;
   } catch (error) {
     const known = isRcmBridgeError(error) ? error : explainUsage(error, argv, commands);
-    process.stderr.write(`${describeError(known, verbosity)}\n`);
+    const colour = usesColour(process.env, Boolean(process.stderr.isTTY));
+    process.stderr.write(`${describeError(known, verbosity, colour)}\n`);
     return isRcmBridgeError(known) ? known.exitCode : exitCodes.runFailed;
   }
 }

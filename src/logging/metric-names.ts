@@ -18,13 +18,8 @@ export const metricNames = {
   stepTime: 'time/step_ms',
 } as const;
 
-export type MetricName = (typeof metricNames)[keyof typeof metricNames];
-
 /** The gap to the teacher in one quarter of the time axis; 0 is nearest to the data. */
 export const teacherGapBucket = (bucket: 0 | 1 | 2 | 3): string => `scm/teacher_gap_bucket_${bucket}`;
-
-/** Timings differ from run to run: they are no part of what a resumed run has to repeat exactly. */
-export const isTiming = (name: string): boolean => name.startsWith('time/');
 
 /** The losses that people look at first, in this order. */
 export const headlineLosses: readonly string[] = [

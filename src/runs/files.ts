@@ -44,11 +44,6 @@ export function createExclusive(path: string, content: string): boolean {
   });
 }
 
-/** Appends one line. For many lines, `openAppender` keeps the file open. @throws E_DISK_FULL */
-export function appendLine(path: string, line: string): void {
-  guarded(path, () => fs.appendFileSync(path, `${line}\n`));
-}
-
 export interface Appender {
   /** Appends text that ends with a newline. @throws E_DISK_FULL */
   append(text: string): void;

@@ -22,7 +22,7 @@ export const doctor: Command = {
       node: process.versions.node,
       system: `${platform()} ${release()} ${arch()}`,
       cpus: cpus().length,
-      gpus: (await listGpus()).join(', ') || 'none',
+      gpus: await listGpus(),
       memoryGb: round(totalmem() / gigabyte),
       freeDiskGb: round((disk.bavail * disk.bsize) / gigabyte),
     };
@@ -35,8 +35,8 @@ export const doctor: Command = {
 
 const round = (value: number): number => Math.round(value * 10) / 10;
 
-const describeMachine = (machine: Readonly<Record<string, string | number>>): string[] =>
-  Object.entries(machine).map(([name, value]) => `${name.padEnd(12)}${value}`);
+const describeMachine = (machine: Readonly<Record<string, string | number | readonly string[]>>): string[] =>
+  Object.entries(machine).map(([name, value]) => `${name.padEnd(12)}${String(value) || 'none'}`);
 
 function describeCandidates({ selected, candidates, home }: PythonDescription): string[] {
   const lines = candidates.map(({ source, executable, version, usable, problem }) => {

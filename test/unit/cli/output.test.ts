@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { describeError, usesColour } from '../../../src/cli/output.ts';
-import { RcmBridgeError } from '../../../src/errors/index.ts';
+import { errorCodes, RcmBridgeError } from '../../../src/errors/index.ts';
 
 describe('usesColour', () => {
   it.each([
@@ -20,6 +20,15 @@ describe('describeError', () => {
   it('is one line for what is wrong and one for the fix, however many the message has', () => {
     const error = new RcmBridgeError('E_USAGE', 'first\n  second', { hint: 'do\nthis' });
     expect(describeError(error, 0)).toBe('E_USAGE: first second\ndo this');
+  });
+
+  it("gives the fix of the code where the error has none, as Python's errors may", () => {
+    expect(describeError(new RcmBridgeError('E_USAGE', 'no'), 0)).toBe(`E_USAGE: no\n${errorCodes.E_USAGE.fix}`);
+  });
+
+  it('shows the code in colour only when asked', () => {
+    const error = new RcmBridgeError('E_USAGE', 'no', { hint: 'yes' });
+    expect(describeError(error, 0, true)).toBe('\u001b[1;31mE_USAGE\u001b[0m: no\nyes');
   });
 
   it('never shows a stack line without -v', () => {

@@ -14,7 +14,9 @@ const runs: CommandGroup = {
   commands: [{ command: 'list', describe: '', options: yargs => yargs, run: async () => 0 }],
 };
 
-const explain = (message: string, ...argv: string[]) => explainUsage(new Error(message), argv, [distill, runs]);
+const resume: Command = { ...distill, command: 'resume <run>' };
+
+const explain = (message: string, ...argv: string[]) => explainUsage(new Error(message), argv, [distill, resume, runs]);
 
 describe('explainUsage', () => {
   it('names the nearest command', () => {
@@ -33,6 +35,13 @@ describe('explainUsage', () => {
     });
   });
 
+  it('knows options that switch something off', () => {
+    expect(explain('Unknown argument: progres', 'distill', '--no-progres')).toMatchObject({
+      message: 'unknown option --no-progres for `rcm-bridge distill`.',
+      hint: 'Did you mean --no-progress?',
+    });
+  });
+
   it('names the nearest word of a group', () => {
     expect(explain('Unknown argument: lst', 'runs', 'lst')).toMatchObject({ hint: 'Did you mean list?' });
   });
@@ -41,6 +50,27 @@ describe('explainUsage', () => {
     expect(explain('Unknown argument: zzz', 'distill', '--zzz')).toMatchObject({
       hint: 'See `rcm-bridge distill --help`.',
     });
+  });
+
+  it('names an unknown option where no command is given', () => {
+    expect(explain('Name a command.', '--helpp')).toMatchObject({
+      message: 'unknown option --helpp for `rcm-bridge`.',
+      hint: 'Did you mean --help?',
+    });
+    expect(explain('Name a command.', '--json', '-vv', '--no-progress')).toMatchObject({ message: 'Name a command.' });
+  });
+
+  it('says in plain words what yargs says in its own', () => {
+    const choices = 'Invalid values:\n  Argument: format, Given: "jsn", Choices: "text", "json", "ndjson"';
+    expect(explain(choices, 'distill', '--format', 'jsn')).toMatchObject({
+      message: '--format takes text, json, ndjson, not "jsn".',
+      hint: 'Did you mean json?',
+    });
+    expect(explain('Not enough arguments following: set', 'distill', '--set')).toMatchObject({
+      message: '--set needs a value.',
+    });
+    const missing = 'Not enough non-option arguments: got 0, need at least 1';
+    expect(explain(missing, 'resume')).toMatchObject({ message: '`resume` needs <run>.' });
   });
 
   it('leaves errors that are not about usage alone', () => {

@@ -3,7 +3,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import {
-  appendLine,
   createExclusive,
   makeDirectory,
   openAppender,
@@ -56,7 +55,6 @@ describe('writing files', () => {
     const writes = [
       () => writeFileAtomic(path, ''),
       () => createExclusive(join(folder, 'y'), ''),
-      () => appendLine(path, ''),
       () => appender.append('a\n'),
       () => makeDirectory(join(folder, 'z')),
       () => openAppender(path),
