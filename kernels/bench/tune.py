@@ -21,7 +21,7 @@ for folder in (HERE, HERE.parent, HERE.parent / "tests"):
 from cases import errors, inputs  # noqa: E402
 from timing import matmul_rate, median_ms  # noqa: E402
 
-from rcm_kernels import attention_jvp_hopper as hopper  # noqa: E402
+from rcm_kernels import hopper_launch as hopper  # noqa: E402
 from rcm_kernels.problem import Problem, visible_pairs  # noqa: E402
 
 BASE = {"block_keys": 64, "stages": 2, "lazy": 8, "share_q": False, "turns": False, "release": 0}

@@ -25,8 +25,6 @@ What made it fast, each measured (docs/results/kernels.md):
 # mypy: ignore-errors
 from __future__ import annotations
 
-import torch
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -36,125 +34,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from rcm_kernels.attention_jvp_portable import row_strides
-from rcm_kernels.merge import merge_split_tiles
-from rcm_kernels.plan import ROWS, multiprocessors, plan_tiles
-from rcm_kernels.problem import Problem
-from rcm_kernels.reference import Result
-
-LOG2E = gl.constexpr(1.4426950408889634)
-LN2 = gl.constexpr(0.6931471805599453)
-CONSUMER_REGISTERS = 240
-PRODUCER_REGISTERS = 24
-LAUNCH_REGISTERS = 168  # a thread, before the warpgroups take and give their shares
-
-ROUND_BF16 = gl.constexpr("cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;")
-ROUND_FP16 = gl.constexpr(
-    "{ .reg .b16 a, b; cvt.rn.f16x2.f32 $0, $4, $3; mov.b32 {a, b}, $0; cvt.f32.f16 $1, a; cvt.f32.f16 $2, b; }"
+from rcm_kernels.hopper_pieces import (
+    GROWN,
+    LN2,
+    LOG2E,
+    key_end,
+    lane_sum,
+    round_scores,
+    scale_rows,
+    work_item,
+    work_items,
 )
-# Warp-uniform vote: does any row of this warp exceed its limit?
-GROWN = gl.constexpr("""{
- .reg .pred a, b;
- setp.gt.f32 a, $2, $4;
- setp.gt.or.f32 a, $3, $5, a;
- vote.sync.any.pred b, a, 0xffffffff;
- selp.b32 $0, 1, 0, b;
- selp.b32 $1, 1, 0, b;
-}""")
-_N = 32
-SCALE = gl.constexpr(
-    "{ .reg .pred a; setp.eq.s32 a, $"
-    + str(3 * _N)
-    + ", 0;\n @a bra L${:uid};\n"
-    + "".join(f" mul.f32 ${i}, ${i}, ${2 * _N + i};\n" for i in range(_N))
-    + "L${:uid}: }"
-)
-SCALE_OPERANDS = gl.constexpr(",".join(["=f"] * _N + [str(i) for i in range(_N)] + ["f"] * _N + ["r"] * _N))
-SCALE_PACK = gl.constexpr(_N)
-
-
-@gluon.jit
-def _scale_rows(x, a, grown):
-    a2, x2 = gl.broadcast(a[:, None], x)
-    g2, x3 = gl.broadcast(grown[:, None], x)
-    return gl.inline_asm_elementwise(
-        SCALE, SCALE_OPERANDS, [x, a2, g2], dtype=gl.float32, is_pure=False, pack=SCALE_PACK
-    )
-
-
-@gluon.jit
-def _round(h, DT: gl.constexpr):
-    """(h rounded to DT, the same in fp32): one packed conversion for two values; the plain casts take the slow unit."""
-    if DT == gl.bfloat16:
-        return gl.inline_asm_elementwise(
-            ROUND_BF16, "=r,=f,=f,f,f", [h], dtype=(gl.bfloat16, gl.float32), is_pure=True, pack=2
-        )
-    else:
-        return gl.inline_asm_elementwise(
-            ROUND_FP16, "=r,=f,=f,f,f", [h], dtype=(gl.float16, gl.float32), is_pure=True, pack=2
-        )
-
-
-@gluon.jit
-def _lane_sum(x, BN: gl.constexpr):
-    """[64, BN] -> [64, 4]: what each of a row's four lanes holds; no shuffles."""
-    return gl.sum(gl.sum(gl.reshape(x, [64, BN // 8, 4, 2]), 3), 1)
-
-
-@gluon.jit
-def _key_end(row, Lq, Lk, frame, CAUSAL: gl.constexpr):
-    """How many keys the rows up to `row` see."""
-    end = Lk
-    if CAUSAL:
-        end = gl.minimum(Lk, (gl.minimum(row, Lq - 1) // frame + 1) * frame)
-    return end
-
-
-@gluon.jit
-def _item(item, plan, BN: gl.constexpr, CAUSAL: gl.constexpr, SPLIT: gl.constexpr):
-    """A program's `item`-th piece of work -> (first row, batch, head, first key, key end, slot).
-
-    Without SPLIT, or among the first `whole` tiles, a piece is a tile with all its keys and slot is -1. The tiles after
-    them are one line of `units` steps, cut into equal stretches of `stretch` steps, one a program; a piece is what a
-    stretch and a tile share, and slot is where its partial result goes.
-    """
-    H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps = plan
-    program = gl.program_id(0)
-    index = program + item * gl.num_programs(0)
-    first = program * 0
-    slot = first - 1
-    end = Lk
-    if SPLIT:
-        if index >= whole:
-            rest = program * stretch // steps + item - whole // gl.num_programs(0)
-            index = whole + rest
-            first = gl.maximum(program * stretch - rest * steps, 0) * BN
-            end = gl.minimum((gl.minimum(program * stretch + stretch, units) - rest * steps) * BN, Lk)
-            slot = program + rest
-    tile = index % tiles_per_head
-    bh = index // tiles_per_head
-    if CAUSAL:  # the tiles with the most keys first
-        tile = tiles_per_head - 1 - index // heads
-        bh = index % heads
-        end = _key_end(tile * 128 + 127, Lq, Lk, frame, CAUSAL)
-    return tile * 128, bh // H, bh % H, first, end, slot
-
-
-@gluon.jit
-def _items(plan, SPLIT: gl.constexpr):
-    """How many pieces of work this program has."""
-    H, Lq, Lk, tiles_per_head, tiles, heads, frame, whole, units, stretch, steps = plan
-    program = gl.program_id(0)
-    programs = gl.num_programs(0)
-    count = (tiles - program + programs - 1) // programs
-    if SPLIT:
-        count = whole // programs
-        start = program * stretch
-        if start < units:
-            count += (gl.minimum(start + stretch, units) - 1) // steps - start // steps + 1
-    return count
 
 
 @gluon.jit
@@ -177,8 +68,8 @@ def _producer(
     PARTS: gl.constexpr = 2 if HAS_TK else 1
     QB: gl.constexpr = 64 * 64 * 2
     it = 0
-    for item in range(0, _items(plan, SPLIT)):
-        row0, b, h, first, end, slot = _item(item, plan, BN, CAUSAL, SPLIT)
+    for item in range(0, work_items(plan, SPLIT)):
+        row0, b, h, first, end, slot = work_item(item, plan, BN, CAUSAL, SPLIT)
         for n in range(first, end, BN):
             i = it % NS
             ph = (it // NS) & 1
@@ -246,16 +137,16 @@ def _consumer(
     SR: gl.constexpr = gl.SliceLayout(1, SL)
     OR: gl.constexpr = gl.SliceLayout(1, OL)
     zs = gl.zeros([64, BN], gl.float32, layout=SL)
-    zl = _lane_sum(zs, BN)
+    zl = lane_sum(zs, BN)
     LR: gl.constexpr = gl.SliceLayout(1, zl.type.layout)
     sc = sm_scale * LOG2E
     cols = gl.arange(0, BN, layout=gl.SliceLayout(0, SL))
     rows = W * 64 + gl.arange(0, 64, layout=SR)
     it = 0
     qi = 0
-    for item in range(0, _items(plan, SPLIT)):
-        row0, b, h, first, end, slot = _item(item, plan, BN, CAUSAL, SPLIT)
-        free = _key_end(row0 + W * 64, Lq, Lk, frame, CAUSAL)  # up to here no row of this warpgroup is masked
+    for item in range(0, work_items(plan, SPLIT)):
+        row0, b, h, first, end, slot = work_item(item, plan, BN, CAUSAL, SPLIT)
+        free = key_end(row0 + W * 64, Lq, Lk, frame, CAUSAL)  # up to here no row of this warpgroup is masked
         mbarrier.wait(qr.index(W), qi & 1)
         m = gl.full([64], -float("inf"), gl.float32, layout=SR)
         c = gl.full([64], 0.0, gl.float32, layout=SR)
@@ -319,7 +210,7 @@ def _consumer(
                 mbarrier.arrive(turn.index(1 - W), count=1)
             if n + BN > free:
                 if CAUSAL:
-                    lim = _key_end(row0 + rows, Lq, Lk, frame, CAUSAL)
+                    lim = key_end(row0 + rows, Lq, Lk, frame, CAUSAL)
                     s = gl.where((n + cols)[None, :] < lim[:, None], s, -float("inf"))
                 else:
                     s = gl.where((n + cols < end)[None, :], s, -float("inf"))
@@ -335,12 +226,12 @@ def _consumer(
             a = gl.exp2(m - mn)
             m = mn
             al = gl.convert_layout(a, LR)[:, None]
-            l = l * al + _lane_sum(p, BN)
+            l = l * al + lane_sum(p, BN)
             ao = gl.convert_layout(a, OR)
             if LAZY > 0:
                 go = gl.convert_layout(grown, OR)
-                o = _scale_rows(o, ao, go)
-                t = _scale_rows(t, ao, go)
+                o = scale_rows(o, ao, go)
+                t = scale_rows(t, ao, go)
             else:
                 o = o * ao[:, None]
                 t = t * ao[:, None]
@@ -355,11 +246,11 @@ def _consumer(
                 mbarrier.arrive(ke.index(i), count=1)
             if n == first:
                 c = gl.sum(ts, 1) * (sm_scale / gl.minimum(Lk - first, BN).to(gl.float32))
-            hb, hr = _round(p * (ts * sm_scale - c[:, None]), DT)
+            hb, hr = round_scores(p * (ts * sm_scale - c[:, None]), DT)
             t_t = warpgroup_mma(gl.convert_layout(hb, PL), v_s.index(i), t_t, is_async=True)
             if RELEASE == 1:
                 mbarrier.arrive(ke.index(i), count=1)
-            mu = mu * al + _lane_sum(hr, BN)
+            mu = mu * al + lane_sum(hr, BN)
             o, t = warpgroup_mma_wait(num_outstanding=0, deps=(o_t, t_t))
             mbarrier.arrive(ve.index(i), count=1)
             if RELEASE == 2:
@@ -555,103 +446,3 @@ def attention_jvp_kernel(
         [4, 1],
         [CR, PR],
     )
-
-
-def launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tq: Tensor,
-    tk: Tensor | None,
-    tv: Tensor | None,
-    problem: Problem,
-    *,
-    block_keys: int,
-    stages: int,
-    lazy: int,
-    share_q: bool,
-    turns: bool,
-    release: int,
-    split: bool | None = None,
-) -> Result:
-    """Run the kernel on checked arguments; `tk` and `tv` are both given or both None.
-
-    Args:
-        q: [B, H, Lq, D], D one of 64, 96, 128.
-        k: [B, H, Lk, D].
-        v: [B, H, Lk, D].
-        tq: Tangent of `q`; likewise `tk`, `tv`.
-        tk: See `tq`.
-        tv: See `tq`.
-        problem: Of these arguments.
-        block_keys: Keys a step.
-        stages: Steps whose keys and values are in shared memory.
-        lazy: 0, or log2 of how much a row may grow before it is rescaled. At most 8; 0 for float16, whose range ends at
-            2^16.
-        share_q: Read half of Q once for two products (all of it at D = 64).
-        turns: The consumers take turns.
-        release: When K is handed back: 0 after the score products, 1 after the last product is issued, 2 at the end.
-        split: Split the tiles of the last wave; None decides by the time it would save.
-    """
-    out, tangent = torch.empty_like(q), torch.empty_like(q)
-    lse = torch.empty(q.shape[:3], device=q.device, dtype=torch.float32)
-    mu = torch.empty_like(lse)
-    columns = 64 if problem.head_dim <= 64 else 128
-    full = tk is not None
-    masked = problem.frame > 0
-    plan = plan_tiles(problem, multiprocessors(q.device.index or 0), block_keys, columns, full, split)
-    slots = torch.empty(plan.slots * ROWS * (2 * columns + 2), device=q.device, dtype=torch.float32)
-    part_o, part_t, part_lse, part_mu = slots.split([plan.slots * ROWS * n for n in (columns, columns, 1, 1)])
-    dk, dv = describe(k, block_keys, 64), describe(v, block_keys, columns)
-    attention_jvp_kernel[(plan.programs,)](
-        describe(q, 64, 64),
-        describe(tq, 64, 64),
-        dk,
-        describe(tk, block_keys, 64) if full else dk,
-        dv,
-        describe(tv, block_keys, columns) if full else dv,
-        describe(out, 64, columns),
-        describe(tangent, 64, columns),
-        lse,
-        mu,
-        part_o,
-        part_t,
-        part_lse,
-        part_mu,
-        problem.scale,
-        problem.heads,
-        problem.queries,
-        problem.keys,
-        plan.tiles_per_head,
-        plan.tiles,
-        problem.batch * problem.heads,
-        max(problem.frame, 1),
-        plan.whole,
-        plan.units,
-        plan.stretch,
-        plan.steps,
-        D=columns,
-        BN=block_keys,
-        NS=stages,
-        HAS_TK=full,
-        CAUSAL=masked,
-        SPLIT=plan.slots > 0,
-        LAZY=lazy if q.dtype == torch.bfloat16 else 0,
-        QREG=share_q,
-        TURNS=turns,
-        RELEASE=release,
-        CR=CONSUMER_REGISTERS,
-        PR=PRODUCER_REGISTERS,
-        num_warps=4,
-        maxnreg=LAUNCH_REGISTERS,
-    )
-    result = Result(out, tangent, lse, mu)
-    if plan.slots:
-        merge_split_tiles((part_o, part_t, part_lse, part_mu), result, plan, columns)
-    return result
-
-
-def describe(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """How boxes of [rows, columns] of a [B, H, L, D] tensor travel to and from shared memory."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return TensorDescriptor(x, list(x.shape), row_strides(x), [1, 1, rows, columns], layout)

@@ -72,9 +72,9 @@ def forward(
     check_for_kernels(named)
     with torch.cuda.device(q.device):
         if backend == "hopper" and tq is not None:  # as `choose` saw to
-            from rcm_kernels import attention_jvp_hopper
+            from rcm_kernels import hopper_launch
 
-            return attention_jvp_hopper.launch(q, k, v, tq, tk, tv, problem, **hopper_tile(problem, tk is not None))
+            return hopper_launch.launch(q, k, v, tq, tk, tv, problem, **hopper_tile(problem, tk is not None))
         from rcm_kernels import attention_jvp_portable
 
         return attention_jvp_portable.launch(q, k, v, tq, tk, tv, problem, **triton_tile(problem, q.device))

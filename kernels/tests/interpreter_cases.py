@@ -14,10 +14,10 @@ import torch  # noqa: E402
 from cases import errors, inputs  # noqa: E402
 
 from rcm_kernels import attention_jvp_portable as portable  # noqa: E402
-from rcm_kernels.merge import merge_split_tiles  # noqa: E402
 from rcm_kernels.plan import ROWS, plan_tiles  # noqa: E402
 from rcm_kernels.problem import Problem, frame_of  # noqa: E402
 from rcm_kernels.reference import Result, eager  # noqa: E402
+from rcm_kernels.split_merge import merge_split_tiles  # noqa: E402
 
 SHORT = [
     ((1, 1, 1, 1, 32), "qkv", None, "bhld"),

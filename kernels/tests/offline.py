@@ -18,12 +18,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
+from cases import inputs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 
-from rcm_kernels import attention_jvp_hopper as hopper  # noqa: E402
 from rcm_kernels import attention_jvp_portable as portable  # noqa: E402
-from rcm_kernels.dispatch import tile_table  # noqa: E402
+from rcm_kernels import hopper_launch as hopper  # noqa: E402
+from rcm_kernels import split_merge  # noqa: E402
+from rcm_kernels.dispatch import hopper_tile, tile_table  # noqa: E402
+from rcm_kernels.problem import Problem  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA)\b")
@@ -118,6 +121,27 @@ def variants(kernel, build):
     return sum(len(cache[0]) for cache in kernel.device_caches.values())
 
 
+def launches():
+    """Run the host side of both kernels with the launch replaced by a compilation: arguments bind and plans fit."""
+
+    def compile_only(kernel):
+        run = kernel.run
+        kernel.run = lambda *args, **options: run(*args, **{**options, "warmup": True})
+
+    for kernel in (hopper.attention_jvp_kernel, portable.attention_jvp_kernel, split_merge.merge_kernel):
+        compile_only(kernel)
+    hopper.multiprocessors = lambda device: 132
+    done = []
+    for shape, pattern, split in (((1, 24, 2304, 2304, 64), "qkv", None), ((2, 3, 200, 300, 96), "q", False)):
+        args = inputs(*shape, dtype=torch.bfloat16, pattern=pattern)
+        problem = Problem(*shape, 0.1, 0)
+        hopper.launch(*args, problem, **hopper_tile(problem, pattern == "qkv"), split=split)
+        done.append(["hopper", list(shape)])
+        portable.launch(*args, problem, **tile_table()["triton"][f"9/{64 if shape[-1] == 64 else 128}"])
+        done.append(["portable", list(shape)])
+    return done
+
+
 def report(binary, shared):
     """Registers and stack bytes of the kernel, its matrix instructions, and spill accesses between those of a loop."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -151,6 +175,10 @@ if __name__ == "__main__":
             "portable": variants(portable.attention_jvp_kernel, lambda n: portable_case("9", 32, length=n)),
         }
         print(json.dumps({"case": "variants", **found}))
+        sys.exit()
+    if sys.argv[1:] == ["launches"]:
+        driver.set_active(NoDevice(90))
+        print(json.dumps({"case": "launches", "done": launches()}))
         sys.exit()
     for case in sys.argv[1:] or CASES:
         capability, build = CASES[case]

@@ -1,5 +1,7 @@
 """Wrong arguments raise ValueError naming the argument; dispatch does what it was told."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from cases import inputs
@@ -86,6 +88,14 @@ def test_backend_is_chosen_or_refused(monkeypatch):
     attention_jvp(*ARGS)
     with pytest.raises(ValueError, match="^name: "), use_backend("cuda"):
         pass
+
+
+def test_no_module_takes_the_name_of_a_function():
+    """Importing a submodule sets it on the package: it must not replace what the package exports."""
+    import rcm_kernels
+
+    modules = {path.stem for path in Path(rcm_kernels.__file__).parent.glob("*.py")}
+    assert not modules & set(rcm_kernels.__all__)
 
 
 def test_tile_table_covers_what_dispatch_asks():

@@ -133,7 +133,7 @@ def test_twenty_repeats_are_bitwise_equal(shape, pattern):
     "shape", [(1, 24, 2304, 2304, 64), (1, 3, 300, 9000, 128), (1, 1, 1, 5000, 128), (2, 5, 700, 999, 64)]
 )
 def test_split_last_wave(shape):
-    from rcm_kernels import attention_jvp_hopper as hopper
+    from rcm_kernels import hopper_launch as hopper
     from rcm_kernels.dispatch import hopper_tile
 
     for pattern in ("qkv", "q"):

@@ -71,6 +71,12 @@ def test_compiled_kernels(tmp_path):
     judge(compile_cases(list(FAST), tmp_path, 600), FAST)
 
 
+def test_host_side_binds_and_compiles(tmp_path):
+    """`launch` of both kernels with the launch itself left out: arguments, tensor maps and plans fit together."""
+    done = compile_cases(["launches"], tmp_path, 600)["launches"]["done"]
+    assert [name for name, _ in done] == ["hopper", "portable"] * 2
+
+
 def test_no_length_recompiles_anything(tmp_path):
     assert compile_cases(["variants"], tmp_path, 600) == {"variants": {"case": "variants", "hopper": 1, "portable": 1}}
 
