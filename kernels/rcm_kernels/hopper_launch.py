@@ -18,6 +18,7 @@ from rcm_kernels.split_merge import merge_split_tiles
 CONSUMER_REGISTERS = 240
 PRODUCER_REGISTERS = 24
 LAUNCH_REGISTERS = 168  # a thread, before the warpgroups take and give their shares
+BOX_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
 def launch(
@@ -116,5 +117,4 @@ def launch(
 
 def describe(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """How boxes of [rows, columns] of a [B, H, L, D] tensor travel to and from shared memory."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return TensorDescriptor(x, list(x.shape), row_strides(x), [1, 1, rows, columns], layout)
+    return TensorDescriptor(x, list(x.shape), row_strides(x), [1, 1, rows, columns], BOX_LAYOUT)
