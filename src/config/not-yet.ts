@@ -14,6 +14,7 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'teacher.branches': ['auto', 'sequential'],
   'teacher.negative': ['empty', 'default'],
   'student.lora': [null, { rank: 64, alpha: 64, targets: ['attention', 'ffn'] }],
+  'losses.scm.allowNoisyDerivative': [false],
   'data.kind': ['digits', 'latentShards'],
   'data.path': [null, 'data/wan2.1-14b-480p-synthetic', '/data/my-shards'],
   'data.holdOut': [0.2],
@@ -40,6 +41,7 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'evaluation.previews.prompts': ['builtin:digits-10', 'builtin:video-8'],
   'health.reference': [null],
   'health.checksumEverySteps': [null, 1000],
+  'health.onAlarm': ['warn'],
   'logging.sinks': [[], ['csv'], ['tensorboard'], ['tensorboard', 'wandb']],
   'notify.webhook': [null],
 };

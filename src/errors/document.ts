@@ -11,8 +11,8 @@ export function errorsDocument(): string {
 const heading = `# Errors
 
 Every error that rcm-bridge raises on purpose has a \`code\` that stays the same between versions, an \`exitCode\` that the
-command line ends with, and mostly a \`hint\`. On the command line an error is one line, the hint a second one; \`-v\` adds
-the stack and the frames of Python. In a program: \`isRcmBridgeError(error)\`, then \`error.code\`.
+command line ends with, and mostly a \`hint\`. On the command line an error is one line, and a second one says what to do;
+\`-v\` adds the stack and the frames of Python. In a program: \`isRcmBridgeError(error)\`, then \`error.code\`.
 
 This page is generated from src/errors/codes.ts by \`npm run generate\`.
 `;
