@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.layouts import (
@@ -27,6 +24,7 @@ from rcm_sidecar.checkpoints.layouts import (
     official_names,
 )
 from rcm_sidecar.errors import HostError, WeightsError
+from rcm_sidecar.files import sync, write_error, write_json, write_tensors
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role
 from rcm_sidecar.networks.lora import merge, weight_deltas
@@ -75,8 +73,10 @@ def save_network(
             return _save_file(tensors, target / f"{net.spec.name}.safetensors", {})
         config_json = official_config(net) if layout == "official" else diffusers_config(net)
         return _save_folder(tensors, target, config_json, max_shard_bytes)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise _write_error(target, error) from error
+    except HostError as error:
+        raise _typed(error) from error.__cause__
+    except OSError as error:
+        raise _typed(write_error(target, error)) from error
 
 
 def _check_target(target: Path, layout: Layout) -> None:
@@ -104,12 +104,8 @@ def _tensors(net: Network, layout: Layout, adapter: Role | None, dtype: torch.dt
 
 
 def _save_file(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        temporary = Path(folder) / target.name
-        _write_tensors(tensors, temporary, metadata)
-        os.replace(temporary, target)
-    _sync(target.parent)
+    write_tensors(target, tensors, metadata)
+    sync(target.parent)
     return target
 
 
@@ -119,15 +115,15 @@ def _save_folder(tensors: dict[str, Tensor], target: Path, config: Mapping[str, 
     try:
         temporary.chmod(0o755)  # mkdtemp makes it private
         _write_shards(tensors, temporary, limit)
-        _write_json(config, temporary / "config.json")
-        _sync(temporary)
+        write_json(temporary / "config.json", config)
+        sync(temporary)
         if target.is_dir() and any(target.iterdir()):
             _replace_files(temporary, target)
         else:
             os.rename(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -139,23 +135,22 @@ def _replace_files(source: Path, target: Path) -> None:
             stale.unlink()
     for name in sorted(names, key=lambda name: (name == "config.json", name)):
         os.replace(source / name, target / name)
-    _sync(target)
+    sync(target)
 
 
 def _write_shards(tensors: dict[str, Tensor], folder: Path, limit: int) -> None:
     shards = _shards(tensors, limit)
     if len(shards) == 1:
-        _write_tensors(shards[0], folder / f"{_STEM}.safetensors", {})
+        write_tensors(folder / f"{_STEM}.safetensors", shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"{_STEM}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_tensors(shard, folder / name, {})
+        write_tensors(folder / name, shard)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(
-        {"metadata": {"total_size": total}, "weight_map": weight_map}, folder / f"{_STEM}.safetensors.index.json"
-    )
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / f"{_STEM}.safetensors.index.json", index)
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
@@ -170,26 +165,5 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
     return shards
 
 
-def _write_tensors(tensors: dict[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
-    save_file(tensors, str(file), metadata={"format": "pt", **metadata})
-    _sync(file)
-
-
-def _write_json(content: Mapping[str, Any], file: Path) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
-    _sync(file)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_error(target: Path, error: Exception) -> Exception:
-    # safetensors reports a full disk as its own error with the number in the text.
-    if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
-        return HostError("E_DISK_FULL", f"no space left to write {target}", "free some space or choose another folder")
-    return WeightsError("E_WEIGHTS_WRITE", f"cannot write {target}: {str(error).splitlines()[0][:160]}")
+def _typed(error: HostError) -> HostError | WeightsError:
+    return error if error.code == "E_DISK_FULL" else WeightsError("E_WEIGHTS_WRITE", error.message)

@@ -21,7 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from rcm_sidecar.errors import CheckpointError
-from rcm_sidecar.files import sync_folder, write_error, write_json, write_tensors
+from rcm_sidecar.files import sync, write_error, write_json, write_tensors
 from rcm_sidecar.training.determinism import Environment
 
 SCHEMA = 1
@@ -89,7 +89,7 @@ def write_checkpoint(root: Path, state: TrainingState, environment: Environment,
         write_json(temporary / _STATE, {"schema": SCHEMA, "step": state.step, **state.values})
         files = {path.name: _measure(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / _MANIFEST, _manifest_document(state.step, files, environment, config_hash))
-        sync_folder(temporary)
+        sync(temporary)
         _move_into_place(temporary, target)
     except OSError as error:
         raise write_error(target, error) from error
@@ -213,7 +213,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
     if target.exists():
         os.rename(target, stale)
     os.rename(temporary, target)
-    sync_folder(target.parent)
+    sync(target.parent)
     shutil.rmtree(stale, ignore_errors=True)
 
 

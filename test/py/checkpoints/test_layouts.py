@@ -14,7 +14,8 @@ from networks.small_wan import small_inputs, small_network
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rcm_sidecar.checkpoints import load_network, save, save_network
+from rcm_sidecar import files
+from rcm_sidecar.checkpoints import load_network, save_network
 from rcm_sidecar.checkpoints.layouts import diffusers_names
 from rcm_sidecar.errors import HostError, WeightsError
 from rcm_sidecar.networks import build
@@ -378,8 +379,9 @@ def test_bad_save_targets(net, tmp_path):
         OSError(errno.ENOSPC, "No space left on device"),
         # As safetensors reports it (seen on a full tmpfs).
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),
     ],
-    ids=["os", "safetensors"],
+    ids=["os", "safetensors", "quota"],
 )
 def test_a_failed_save_leaves_what_was_there(net, other, monkeypatch, tmp_path, single, existing, failure):
     target = tmp_path / ("w.safetensors" if single else "out")
@@ -390,7 +392,7 @@ def test_a_failed_save_leaves_what_was_there(net, other, monkeypatch, tmp_path, 
     def full(*_args, **_kwargs):
         raise failure
 
-    monkeypatch.setattr(save, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(HostError) as caught:
         save_network(other, target)
     assert caught.value.code == "E_DISK_FULL"
@@ -402,7 +404,7 @@ def test_other_write_errors_are_typed(net, monkeypatch, tmp_path):
     def broken(*_args, **_kwargs):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(save, "save_file", broken)
+    monkeypatch.setattr(files, "save_file", broken)
     with pytest.raises(WeightsError) as caught:
         save_network(net, tmp_path / "out")
     assert caught.value.code == "E_WEIGHTS_WRITE"
