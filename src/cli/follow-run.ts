@@ -3,6 +3,7 @@ import { createProgress } from '../logging/progress.ts';
 import { stopOnSignals } from '../runs/stop-signals.ts';
 import { exitCodes } from './exit-codes.ts';
 import type { Output } from './output.ts';
+import { nameOfRun } from './run-name.ts';
 
 /** Starts the run; `onCreated` is called before its checks, so that signals are heard from then on. */
 export type Begin = (options: { readonly onCreated: (run: RunHandle) => void }) => Promise<RunHandle>;
@@ -41,7 +42,9 @@ function report(result: RunResult, output: Output): number {
   if (output.format !== 'ndjson') output.result({ ...result, exitCode }, describeResult(result));
   for (const gate of unmet) output.say(`Gate not met: ${gate.text}`);
   if (result.state === 'stopped')
-    output.say(`Stopped at step ${result.step}. Go on with: rcm-bridge resume ${result.runId}`);
+    output.say(
+      `Stopped at step ${result.step}. Go on with: rcm-bridge resume ${nameOfRun(result.runId, result.runDir)}`,
+    );
   return exitCode;
 }
 

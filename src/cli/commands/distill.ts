@@ -70,7 +70,7 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
       return 0;
     }
     if (options.detach === true) {
-      return detachRun(() => bridge[kind](config, { ...runOptions, detached: true }), options, output);
+      return detachRun(() => bridge[kind](config, { ...runOptions, detached: true }), output);
     }
     return followRun(begun => bridge[kind](config, { ...runOptions, ...begun }), output, graceMs);
   });

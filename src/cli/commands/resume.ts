@@ -28,7 +28,7 @@ export const resume: Command = {
       const given = { allowDrift: options['allow-drift'] === true, ...(fromStep === undefined ? {} : { fromStep }) };
       const name = String(text(options, 'run'));
       if (options.detach === true) {
-        return detachRun(() => bridge.resume(name, { ...given, detached: true }), options, output);
+        return detachRun(() => bridge.resume(name, { ...given, detached: true }), output);
       }
       return followRun(begun => bridge.resume(name, { ...given, ...begun }), output, graceMs);
     });
