@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class WrittenCheckpoint:
-    """A complete checkpoint: its folder, its size and the folders that were removed to make room."""
+    """A complete checkpoint: its folder and its size."""
 
     folder: Path
     bytes: int
-    pruned: tuple[Path, ...] = field(default=())
 
 
 def step_folder(step: int) -> str:
@@ -140,39 +139,20 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def find_latest(root: Path, before: int | None = None) -> Path | None:
-    """The newest checkpoint below `root` whose files are all whole, older than step `before` if given."""
-    steps = [step for step in _steps(root) if before is None or step < before]
-    for step in reversed(steps):
-        folder = root / step_folder(step)
-        if is_whole(folder):
-            return folder
-    return None
+def prune(root: Path, newest: int, keep_last: int, keep_every_steps: int | None) -> tuple[Path, ...]:
+    """Remove all but the last `keep_last` checkpoints up to step `newest` and those at multiples of `keep_every_steps`.
 
-
-def is_whole(folder: Path) -> bool:
-    """Whether the manifest is there and all files match it."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return False
-    try:
-        for name, expected in manifest.files.items():
-            _checked(folder, name, *expected)
-    except CheckpointError:
-        return False
-    return True
-
-
-def prune(root: Path, keep_last: int, keep_every_steps: int | None) -> tuple[Path, ...]:
-    """Remove all but the newest `keep_last` checkpoints and those whose step is a multiple of `keep_every_steps`.
+    Checkpoints after `newest`, the one just written, belong to a path that the run left by resuming from an earlier
+    step; they are removed, so that the next resume does not go back to that path.
 
     Returns:
         The folders removed.
     """
     steps = _steps(root)
-    kept = set(steps[-keep_last:])
+    current = [step for step in steps if step <= newest]
+    kept = set(current[-keep_last:])
     if keep_every_steps:
-        kept |= {step for step in steps if step % keep_every_steps == 0}
+        kept |= {step for step in current if step % keep_every_steps == 0}
     removed = []
     for step in steps:
         if step not in kept:
@@ -242,7 +222,6 @@ def _corrupt(folder: Path, what: str) -> CheckpointError:
 
 def _other_hint(folder: Path) -> str:
     match = _FOLDER.fullmatch(folder.name)
-    # _steps and not find_latest, which would recurse through _corrupt for each damaged folder.
     older = [step for step in _steps(folder.parent) if match is None or step < int(match[1])]
     for step in reversed(older):
         if _sizes_fit(folder.parent / step_folder(step)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ class TrainingLoop:
             _compare(state, load_checkpoint(written.folder)[0])
         self._saved = (self.step, _relative(written.folder))
         settings = self.config.checkpoints
-        prune(self._root, settings.keep_last, settings.keep_every_steps)
+        prune(self._root, self.step, settings.keep_last, settings.keep_every_steps)
         self.link.checkpoint(
             CheckpointBody(
                 step=self.step,
@@ -133,13 +132,11 @@ class TrainingLoop:
 
     def _one_step(self) -> None:
         trainer = self.trained.trainer
-        work = None if self._bad_batch else trainer.work()
         result = trainer.run_step()
         self._report(result)
         self._report_dropped(result)
         if result.non_finite is not None:
-            if work is not None:
-                self._keep_bad_batch(result.step, work.inputs)
+            self._keep_bad_batch(result)
             self._window_add(result.non_finite)
         self._previews_if_due()
         if _is_due(self.step, self.config.checkpoints.every_steps):
@@ -183,10 +180,13 @@ class TrainingLoop:
         self.link.alarm("E_NON_FINITE", found.message, found.step, found.details)
         self._window.add(found)
 
-    def _keep_bad_batch(self, step: int, inputs: Mapping[str, torch.Tensor]) -> None:
+    def _keep_bad_batch(self, result: StepResult) -> None:
         """The first bad batch of an attempt is kept for a person to look at."""
+        if self._bad_batch:
+            return
         self._bad_batch = True
-        write_tensors(Path(self.start.run_dir) / "diagnostics" / f"step-{step:08d}-batch.safetensors", inputs)
+        name = f"step-{result.step:08d}-batch.safetensors"
+        write_tensors(Path(self.start.run_dir) / "diagnostics" / name, result.inputs)
 
     def _previews_if_due(self) -> None:
         if _is_due(self.step, self.config.evaluation.previews.every_steps):

@@ -101,6 +101,7 @@ class StepResult:
         seconds: How long it took.
         dropped: Samples that a loss left out.
         non_finite: Set when the update was skipped.
+        inputs: The step's batch, see `Work.inputs`.
     """
 
     step: int
@@ -109,6 +110,7 @@ class StepResult:
     seconds: float
     dropped: int
     non_finite: NonFinite | None
+    inputs: Mapping[str, Tensor]
 
 
 class Trainer:
@@ -141,14 +143,10 @@ class Trainer:
         """Own updates by role."""
         return {name: role.updates for name, role in self.roles.items()}
 
-    def work(self, step: int | None = None) -> Work:
-        """What the next step (or another one with today's counters) does."""
-        return self._plan(self.step if step is None else step, self.updates)
-
     def run_step(self) -> StepResult:
         """One step: backward of every term, then the update, or none if a value is not finite."""
         started = time.perf_counter()
-        work = self.work()
+        work = self._plan(self.step, self.updates)
         role = self.roles[work.role]
         role.optimizer.zero_grad()
         values = self._backward(work)
@@ -162,7 +160,7 @@ class Trainer:
             self._update(role, norm, rate)
         role.optimizer.zero_grad()
         self._advance(role)
-        return StepResult(self.step, work.phase, values, time.perf_counter() - started, dropped, found)
+        return StepResult(self.step, work.phase, values, time.perf_counter() - started, dropped, found, work.inputs)
 
     def _backward(self, work: Work) -> dict[str, float]:
         parts = work.samples // self._micro_batch
@@ -200,17 +198,22 @@ class Trainer:
 
 
 def _averages(terms: Sequence[Term], losses: Mapping[str, list[dict[str, Tensor]]]) -> dict[str, float]:
-    """Means over micro-batches, weighted by counts where a scalar has one; one read-back for all."""
-    named: dict[str, Tensor] = {}
+    """Means over micro-batches, weighted by counts where a scalar has one; one read-back for all.
+
+    A mean over no sample (an empty time bucket) is left out: it is not zero, it is unknown.
+    """
+    sums: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for term in terms:
         parts = losses[term.name]
         for metric, scalar in term.scalars.items():
             values = torch.stack([part[scalar] for part in parts])
-            if metric in term.counts and len(parts) > 1:
-                weights = torch.stack([part[term.counts[metric]] for part in parts])
-                named[metric] = (values * weights).sum() / weights.sum().clamp(min=1)
-            else:
-                named[metric] = values.mean()
-    if not named:
+            counted = torch.ones_like(values)
+            if metric in term.counts:
+                counted = torch.stack([part[term.counts[metric]] for part in parts])
+            sums[metric], weights[metric] = (values * counted).sum(), counted.sum()
+    if not sums:
         return {}
-    return dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+    totals = torch.stack([*sums.values(), *weights.values()]).tolist()
+    means = zip(sums, totals[: len(sums)], totals[len(sums) :], strict=True)
+    return {metric: total / weight for metric, total, weight in means if weight > 0}

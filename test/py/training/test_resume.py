@@ -74,6 +74,17 @@ def test_all_phases_take_part_in_the_comparison(tiny_teacher: Path, tmp_path: Pa
     assert all("dmd/loss" not in values for values in warmup)
 
 
+def test_a_resume_from_an_earlier_step_keeps_its_own_checkpoints(tiny_teacher: Path, tmp_path: Path) -> None:
+    changes = {"teacher.weights": str(tiny_teacher), "checkpoints.everySteps": 1, "checkpoints.keepLast": 3}
+    run(start(tmp_path, {**changes, "schedule.steps": 5}))
+    root = tmp_path / "checkpoints"
+    assert sorted(path.name for path in root.iterdir()) == [f"step-{step:08d}" for step in (3, 4, 5)]
+    link = stop_at(4, checkpoint=False)
+    end, _ = run(start(tmp_path, changes, resume_from=root / "step-00000003", attempt=2), link)
+    assert end.state == "stopped" and end.checkpoint is not None and (tmp_path / end.checkpoint).is_dir()
+    assert sorted(path.name for path in root.iterdir()) == [f"step-{step:08d}" for step in (3, 4)]
+
+
 def test_resume_at_the_total_only_exports(tiny_teacher: Path, tmp_path: Path) -> None:
     changes = {"teacher.weights": str(tiny_teacher), "schedule.steps": 2, "checkpoints.export": ["official"]}
     end, _ = run(start(tmp_path, changes))

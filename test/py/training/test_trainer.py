@@ -117,6 +117,25 @@ def test_samples_that_a_loss_left_out_are_counted() -> None:
     assert Toy(micro_batch=2).trainer.run_step().dropped == 6
 
 
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_a_mean_over_no_sample_is_left_out(micro_batch: int) -> None:
+    """Scalar "a" has samples in the first micro-batch only, "b" in none."""
+    parameter = nn.Parameter(torch.ones(()))
+
+    def loss(chosen: slice) -> Loss:
+        here = float(chosen.start == 0)
+        scalars = {"a": 7 * here, "a_count": 2 * here, "b": 0.0, "b_count": 0.0}
+        doubles = {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+        return Loss(parameter.square(), parameter.square()[None], doubles)
+
+    term = Term("gap", torch.zeros(2), loss, {"gap/a": "a", "gap/b": "b"}, {"gap/a": "a_count", "gap/b": "b_count"})
+    optimizer = AdamW({"x": parameter}, betas=(0.0, 0.99), epsilon=1e-8, weight_decay=0.0)
+    role = Role("student", {"x": parameter}, optimizer, lambda update: 0.1)
+    work = Work("student", "student", (term,), 2, {})
+    values = Trainer({"student": role}, lambda step, updates: work, micro_batch=micro_batch).run_step().values
+    assert values["gap/a"] == 7 and "gap/b" not in values
+
+
 def test_micro_batches_must_divide() -> None:
     with pytest.raises(TrainingError):
         Toy(micro_batch=4).trainer.run_step()

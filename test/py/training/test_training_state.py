@@ -14,8 +14,6 @@ import torch
 from rcm_sidecar import files
 from rcm_sidecar.checkpoints.training_state import (
     TrainingState,
-    find_latest,
-    is_whole,
     load_checkpoint,
     prune,
     read_manifest,
@@ -34,6 +32,14 @@ def state(step: int) -> TrainingState:
 
 def write(root: Path, *steps: int) -> list[Path]:
     return [write_checkpoint(root, state(step), HERE, "hash").folder for step in steps]
+
+
+def is_whole(folder: Path) -> bool:
+    try:
+        load_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -71,31 +77,30 @@ def test_a_damaged_file_is_named_with_the_previous_good_checkpoint(tmp_path: Pat
         assert caught.value.code == "E_CHECKPOINT_CORRUPT"
         assert file in caught.value.message
         assert caught.value.hint is not None and good.name in caught.value.hint
-    assert find_latest(tmp_path) == good
+    assert [is_whole(folder) for folder in (good, bad, worse)] == [True, False, False]
 
 
 def test_without_a_manifest_there_is_no_checkpoint(tmp_path: Path) -> None:
     first, second = write(tmp_path, 1, 2)
     (second / "manifest.json").unlink()
-    assert read_manifest(second) is None and find_latest(tmp_path) == first
+    assert read_manifest(second) is None and is_whole(first)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(second)
     assert caught.value.code == "E_CHECKPOINT_MISSING"
 
 
-def test_find_latest_before_a_step(tmp_path: Path) -> None:
-    first, _ = write(tmp_path, 1, 2)
-    assert find_latest(tmp_path, before=2) == first
-    assert find_latest(tmp_path, before=1) is None
-    assert find_latest(tmp_path / "nowhere") is None
-
-
 def test_pruning_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, 3, 4, 5, 6, 7)
-    removed = prune(tmp_path, keep_last=2, keep_every_steps=3)
+    removed = prune(tmp_path, newest=7, keep_last=2, keep_every_steps=3)
     assert [path.name for path in removed] == [f"step-{step:08d}" for step in (1, 2, 4, 5)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in (3, 6, 7)]
-    assert prune(tmp_path, keep_last=2, keep_every_steps=None) == (tmp_path / "step-00000003",)
+    assert prune(tmp_path, newest=7, keep_last=2, keep_every_steps=None) == (tmp_path / "step-00000003",)
+
+
+def test_pruning_forgets_the_path_that_a_resume_from_an_earlier_step_left(tmp_path: Path) -> None:
+    write(tmp_path, 2, 4, 5, 6, 7)
+    prune(tmp_path, newest=4, keep_last=2, keep_every_steps=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -131,7 +136,7 @@ def test_a_crash_while_writing_leaves_no_checkpoint(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(files.os, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
             write(root, 5)
-        assert find_latest(root) is None
+        assert not is_whole(root / "step-00000005")
         monkeypatch.setattr(files.os, "replace", real)
 
 
