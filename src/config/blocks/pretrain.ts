@@ -5,11 +5,11 @@ import { timeDistribution } from './time-distribution.ts';
 
 /** `rcm-bridge pretrain`: a teacher and its conditioner, by flow matching. */
 export const pretrain = z.strictObject({
-  steps: key(count.default(4000), 'Training steps in all', 'mayChange'),
+  steps: key(count.default(6000), 'Training steps in all', 'mayChange'),
   batchSize: key(count.default(128), 'Samples a step'),
   optimizer: key(
     optimizer({
-      learningRate: 2e-3,
+      learningRate: 4e-3,
       schedule: 'cosine',
       finalShare: 0.05,
       warmupUpdates: 200,
