@@ -4,7 +4,7 @@ ARGS ?=
 CLI := node bin/rcm-bridge.js
 SOURCES := $(shell find src -type f -name '*.ts') tsconfig.json tsconfig.build.json
 
-.PHONY: help setup build distill test test-long lint format clean distclean digits-teacher bench-bridge
+.PHONY: help setup build distill test test-long lint format clean distclean test-gpu digits-teacher bench-kernels bench-bridge
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test: .dev/.ready ## lint, types, unit, contract, integration and end-to-end tes
 test-long: .dev/.ready ## what takes long: kills, soak, fifty tries, other Node versions, the environment, a browser
 	bash scripts/test-long.sh $(ARGS)
 
+test-gpu: .dev/.ready ## the attention kernels against fp64 on this machine's GPU
+	$(MAKE) -C kernels test-gpu PYTHON="PYTHONPATH=$(CURDIR)/.dev $$($(CLI) env path)" ARGS="$(ARGS)"
+
 lint: .dev/.ready ## formatters, linters and type checkers of both languages, changing nothing
 	bash scripts/lint.sh
 
@@ -46,6 +49,9 @@ format: .dev/.ready ## write the formatting that `lint` asks for
 
 digits-teacher: build ## make the shipped data file, classifier and teacher again (about ten minutes)
 	bash scripts/digits-teacher.sh $(ARGS)
+
+bench-kernels: build ## the attention kernels' table, on this machine's GPU (ARGS="--out DIR")
+	$(MAKE) -C kernels bench-kernels PYTHON="$$($(CLI) env path)" ARGS="$(ARGS)"
 
 bench-bridge: build ## latencies of the border between Node and Python, fifty tries each
 	bash scripts/bench-bridge.sh $(ARGS)

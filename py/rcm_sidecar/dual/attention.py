@@ -1,6 +1,6 @@
 """Attention with a tangent, a backward from the saved output and log-sum-exp, and the seam for fused kernels.
 
-`forward_kernel` and `backward_kernel` are the only places that decide how attention is computed. Everything else
+`runs_fused`, `forward_kernel` and `backward_kernel` are the only places that decide how attention is computed. Everything else
 (autograd, Duals, what a checkpoint keeps) is the same for eager code and fused kernels.
 """
 
@@ -118,6 +118,11 @@ def attention(
     return join(tied, tangent, q, k, v)
 
 
+def runs_fused(q: Tensor) -> bool:
+    """Whether `rcm_kernels` computes attention of `q`. On a CPU the explicit rules below are faster at small sizes."""
+    return q.is_cuda
+
+
 def forward_kernel(
     q: Tensor,
     k: Tensor,
@@ -128,17 +133,27 @@ def forward_kernel(
     scale: float,
     mask: Mask,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Output, its tangent and the log-sum-exp, without gradient. The seam for `rcm_kernels.attention_jvp`.
+    """Output, its tangent and the log-sum-exp, without gradient: fused kernels on a GPU, plain torch elsewhere.
 
     Shapes as in `attention`; any tangent may be None. Returns (out [B,H,Lq,d], tangent or None, lse [B,H,Lq]).
     """
+    if runs_fused(q):
+        from rcm_kernels import attention_jvp
+
+        result = attention_jvp(q, k, v, tq, tk, tv, scale=scale, mask=mask)
+        return result.out, result.tangent, result.lse
     return eager_forward(q, k, v, tq, tk, tv, scale, mask)
 
 
 def backward_kernel(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, mask: Mask
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from the saved output and log-sum-exp. The seam for a fused backward."""
+    """Gradients of q, k and v from the saved output and log-sum-exp: cuDNN's or FA2's kernel on a GPU."""
+    if runs_fused(q):
+        from rcm_kernels import attention_backward
+
+        gradients: tuple[Tensor, Tensor, Tensor] = attention_backward(grad, q, k, v, out, lse, scale=scale, mask=mask)
+        return gradients
     return eager_backward(grad, q, k, v, out, lse, scale, mask)
 
 
