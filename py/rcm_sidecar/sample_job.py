@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from rcm_sidecar.checkpoints.sampler_file import StudentFolder, TeacherFolder
 from rcm_sidecar.checkpoints.sources import Source, load_source
+from rcm_sidecar.data import LabelConditioner
+from rcm_sidecar.diffusion.guidance import Network
 from rcm_sidecar.diffusion.samplers import sample_student, sample_teacher, student_times
 from rcm_sidecar.errors import ConfigError, WeightsError
 from rcm_sidecar.evaluation.sampling import BATCH, noise_sets
 from rcm_sidecar.files import write_tensors
 from rcm_sidecar.link import JobLink, SampleGrid
 from rcm_sidecar.protocol import EndBody, SampleStart
+from rcm_sidecar.training.setup import conditioning
 
 _COLUMNS = 10
+
+_Draw: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
+"""Noises of a batch and its labels to samples."""
 
 
 def run_sample(start: SampleStart, link: JobLink) -> EndBody:
@@ -31,17 +38,17 @@ def run_sample(start: SampleStart, link: JobLink) -> EndBody:
     if start.threads is not None:
         torch.set_num_threads(start.threads)
     source = load_source(Path(start.source))
-    if start.teacher and source.document["kind"] != "teacher":
+    if start.teacher and not isinstance(source.settings, TeacherFolder):
         raise WeightsError("E_WEIGHTS_SAMPLER", "This folder holds a student, not a teacher.", "Give the teacher's.")
     if start.prompt is not None or source.conditioner is None:
         raise ConfigError("E_USAGE", "This model takes labels, not prompts.", "Use --label.")
     labels = labels_for(start.num, start.label, source.conditioner.num_classes)
     link.activity("sampling", 0)
     latents = _draw(source, labels, start.steps, start.seed, link)
-    latent = source.document["latent"]
+    latent = source.settings.latent
     out = Path(start.out_dir)
     write_tensors(out / "samples.safetensors", {"latents": latents, "labels": labels})
-    link.sample(sample_grid(latents, labels, latent["mean"], latent["std"], start.steps, 0))
+    link.sample(sample_grid(latents, labels, latent.mean, latent.std, start.steps, 0))
     return EndBody(state="succeeded", step=0, student_updates=0, critic_updates=0, checkpoint=None, exports=())
 
 
@@ -53,7 +60,7 @@ def labels_for(count: int, label: int | None, classes: int) -> Tensor:
     """
     if label is None:
         return torch.arange(count) % classes
-    if label >= classes:
+    if not 0 <= label < classes:
         raise ConfigError("E_USAGE", f"There is no label {label}: labels are 0 to {classes - 1}.", None)
     return torch.full((count,), label)
 
@@ -84,41 +91,50 @@ def _column_name(labels: Tensor) -> str:
 
 @torch.no_grad()
 def _draw(source: Source, labels: Tensor, steps: int, seed: int, link: JobLink) -> Tensor:
-    document, table = source.document, source.conditioner
+    settings, table = source.settings, source.conditioner
     assert table is not None
-    settings: Mapping[str, Any] = document["sampler"]
-    is_teacher = document["kind"] == "teacher"
-    shape = document["latent"]["shape"]
-    noises = noise_sets(1 if is_teacher else steps, len(labels), shape, seed)
+    noises = noise_sets(1 if isinstance(settings, TeacherFolder) else steps, len(labels), settings.latent.shape, seed)
 
     def network(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         link.requests.raise_if_cancelled_now()
         velocity: Tensor = source.network(x, t, text)
         return velocity
 
-    def draw(chosen: slice) -> Tensor:
-        text = table(labels[chosen])
-        if is_teacher:
-            return sample_teacher(
-                network,
-                noises[0][chosen],
-                steps=steps,
-                shift=settings["shift"],
-                guidance=settings["guidance"],
-                text=text,
-                negative=table.empty(len(text)),
-                time_scale=document["timeScale"],
-                kind=settings["kind"],
-            )
-        fresh = [noise[chosen] for noise in noises[1:]] or None
-        return sample_student(network, noises[0][chosen], times, fresh, text=text, time_scale=document["timeScale"])
-
-    times = [] if is_teacher else _student_times(steps, settings)
-    return torch.cat([draw(slice(first, first + BATCH)).float() for first in range(0, len(labels), BATCH)])
+    if isinstance(settings, TeacherFolder):
+        draw = _of_teacher(network, settings, table, steps)
+    else:
+        draw = _of_student(network, settings, table, steps)
+    parts = [slice(first, first + BATCH) for first in range(0, len(labels), BATCH)]
+    return torch.cat([draw([noise[part] for noise in noises], labels[part]).float() for part in parts])
 
 
-def _student_times(steps: int, settings: Mapping[str, Any]) -> list[float]:
+def _of_teacher(network: Network, settings: TeacherFolder, table: LabelConditioner, steps: int) -> _Draw:
+    sampler, condition = settings.sampler, conditioning(table, settings.sampler.negative)
+
+    def draw(noises: list[Tensor], labels: Tensor) -> Tensor:
+        return sample_teacher(
+            network,
+            noises[0],
+            steps=steps,
+            shift=sampler.shift,
+            guidance=sampler.guidance,
+            text=condition(labels),
+            negative=condition.empty(len(labels)),
+            time_scale=settings.time_scale,
+            kind=sampler.kind,
+        )
+
+    return draw
+
+
+def _of_student(network: Network, settings: StudentFolder, table: LabelConditioner, steps: int) -> _Draw:
     try:
-        return student_times(steps, settings["sigmaMax"], settings["times"])
+        times = student_times(steps, settings.sampler.sigma_max, settings.sampler.times)
     except ValueError as error:
         raise ConfigError("E_USAGE", f"This student cannot take {steps} steps: {error}.", None) from error
+
+    def draw(noises: list[Tensor], labels: Tensor) -> Tensor:
+        fresh = noises[1:] or None
+        return sample_student(network, noises[0], times, fresh, text=table(labels), time_scale=settings.time_scale)
+
+    return draw

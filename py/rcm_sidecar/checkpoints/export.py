@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from rcm_sidecar.checkpoints.layouts import official_config
+from rcm_sidecar.checkpoints.sampler_file import SAMPLER_FILE
 from rcm_sidecar.checkpoints.save import save_network
-from rcm_sidecar.checkpoints.sources import SAMPLER_FILE
 from rcm_sidecar.config import RunConfig, config_document
 from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.data.digits import load_digits_data
@@ -144,4 +144,5 @@ def _sampler(kind: Kind, config: RunConfig) -> dict[str, Any]:
         "steps": sampler.steps,
         "shift": sampler.shift,
         "guidance": config.teacher.guidance,
+        "negative": config.teacher.negative,
     }

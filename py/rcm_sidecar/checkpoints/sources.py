@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from rcm_sidecar.checkpoints.load import load_network
-from rcm_sidecar.config import Model, NetworkOverrides
+from rcm_sidecar.checkpoints.sampler_file import StudentFolder, TeacherFolder, bad_sampler_file, read_sampler_file
+from rcm_sidecar.config import Model
 from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.data.label_conditioner import CONDITIONER_FILE
-from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.errors import ConfigError, WeightsError
 from rcm_sidecar.evaluation.cache import teacher_key
 from rcm_sidecar.networks import Network, build
 
-SAMPLER_FILE = "sampler.json"
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _BUILTIN = re.compile(r"builtin:([a-z0-9]+)-([a-z0-9-]+)")
 
@@ -31,12 +28,12 @@ class Source:
     Attributes:
         network: Frozen.
         conditioner: Its label table, or None.
-        document: The whole sampler.json.
+        settings: Its sampler.json.
     """
 
     network: Network
     conditioner: LabelConditioner | None
-    document: dict[str, Any]
+    settings: StudentFolder | TeacherFolder
 
 
 def locate(locator: str) -> Path:
@@ -88,20 +85,31 @@ def load_source(path: Path) -> Source:
     if not path.exists():
         raise WeightsError("E_WEIGHTS_NOT_FOUND", f"There are no weights at {path}.", "Check the path.")
     folder = folder_of(path)
-    document = _read_sampler(folder)
+    settings = read_sampler_file(folder)
     try:
-        name = document["network"]["name"]
-        overrides = msgspec.convert(document["network"]["overrides"], NetworkOverrides)
-        weights = path if path.is_file() else folder / document["weights"]
-        table = document["conditioner"]
-    except (KeyError, TypeError, msgspec.ValidationError) as error:
-        raise _bad_sampler(folder, str(error)) from error
-    if weights.parent != folder or (table is not None and Path(table).name != table):
-        raise _bad_sampler(folder, "it names a file outside its folder")
-    network = build(name, device="meta", **overrides.arguments())
-    load_network(network, weights)
-    conditioner = None if table is None else LabelConditioner.load(folder / table)
-    return Source(network.requires_grad_(False), conditioner, document)
+        network = build(settings.network.name, device="meta", **settings.network.overrides.arguments())
+    except ConfigError as error:
+        raise bad_sampler_file(folder, error.message) from error
+    spec, (channels, *sizes) = network.spec, settings.latent.shape
+    if channels != spec.in_dim or any(size % part for size, part in zip(sizes, spec.patch, strict=True)):
+        raise bad_sampler_file(folder, f"its network takes no latents of {list(settings.latent.shape)}")
+    load_network(network, path if path.is_file() else folder / settings.weights)
+    conditioner = None if settings.conditioner is None else load_table(folder / settings.conditioner, network)
+    return Source(network.requires_grad_(False), conditioner, settings)
+
+
+def load_table(path: Path, network: Network) -> LabelConditioner:
+    """The label table of a file or folder, for `network`.
+
+    Raises:
+        WeightsError: E_WEIGHTS_SHAPE when its rows are not as wide as the network's text, or what reading finds.
+    """
+    table = LabelConditioner.load(path)
+    width = table.table.shape[2]
+    if width != network.spec.text_dim:
+        message = f"The label table at {path} has rows of {width} numbers; the network takes {network.spec.text_dim}."
+        raise WeightsError("E_WEIGHTS_SHAPE", message, "Use the table the network was trained with.")
+    return table
 
 
 def copy_weights(target: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -112,21 +120,3 @@ def copy_weights(target: torch.nn.Module, weights: dict[str, torch.Tensor]) -> N
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-
-
-def _read_sampler(folder: Path) -> dict[str, Any]:
-    try:
-        document = json.loads((folder / SAMPLER_FILE).read_text("utf-8"))
-    except FileNotFoundError as error:
-        hint = "Use an export folder of a run."
-        raise WeightsError("E_WEIGHTS_SAMPLER", f"There is no {SAMPLER_FILE} in {folder}.", hint) from error
-    except (OSError, ValueError) as error:
-        raise _bad_sampler(folder, str(error)) from error
-    if not isinstance(document, dict) or document.get("schema") != 1:
-        raise _bad_sampler(folder, "its schema is not 1")
-    return document
-
-
-def _bad_sampler(folder: Path, why: str) -> WeightsError:
-    hint = "Export the run again, or use another one."
-    return WeightsError("E_WEIGHTS_SAMPLER", f"{folder / SAMPLER_FILE} cannot be used: {why}.", hint)

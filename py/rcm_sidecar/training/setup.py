@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rcm_sidecar.checkpoints.sources import content_key, folder_of, load_frozen, locate
+from rcm_sidecar.checkpoints.sources import content_key, folder_of, load_frozen, load_table, locate
 from rcm_sidecar.config import AdamW as AdamWSettings
 from rcm_sidecar.config import ConstantEma, PowerEma, RunConfig
 from rcm_sidecar.config import Ema as EmaSettings
@@ -102,7 +102,7 @@ def set_up_distillation(config: RunConfig, check: bool) -> Trained:
     """
     path = locate(config.teacher.weights)
     teacher = load_frozen(config.model, path)
-    table = LabelConditioner.load(folder_of(path))
+    table = load_table(folder_of(path), teacher)
     condition = conditioning(table, config.teacher.negative)
     data = open_training_data(config)
     schedule = method_schedule(config)

@@ -132,9 +132,28 @@ def test_the_sample_job_with_a_teacher(tiny_teacher: Path, tmp_path: Path) -> No
     assert grid.columns == tuple(str(label) for label in range(10))
 
 
+def test_a_teacher_of_zero_negatives_is_sampled_with_them(tmp_path: Path) -> None:
+    """The exported negative condition decides the samples; without the key it is the empty one."""
+    run(start(tmp_path, {"pretrain.steps": 30, "teacher.negative": "zeros"}, job=PretrainStart))
+    folder = tmp_path / "export" / "official"
+
+    def drawn(name: str) -> torch.Tensor:
+        out = tmp_path / name
+        fields = {"steps": 2, "num": 4, "seed": 0, "label": None, "prompt": None, "teacher": True, "threads": None}
+        run_job(SampleStart(source=str(folder), out_dir=str(out), **fields), RecordingLink())  # type: ignore[arg-type]
+        return load_file(out / "samples.safetensors")["latents"]
+
+    zeros = drawn("zeros")
+    document = json.loads((folder / "sampler.json").read_text())
+    assert document["sampler"].pop("negative") == "zeros"
+    (folder / "sampler.json").write_text(json.dumps(document))
+    assert not torch.equal(zeros, drawn("empty"))
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
+        ({"label": -1}, "E_USAGE"),
         ({"label": 10}, "E_USAGE"),
         ({"prompt": "a seven"}, "E_USAGE"),
         ({"source": "nowhere"}, "E_WEIGHTS_NOT_FOUND"),

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from rcm_sidecar.checkpoints.sampler_file import TeacherFolder
 from rcm_sidecar.checkpoints.sources import content_key, load_source, locate
 from rcm_sidecar.errors import WeightsError
 
@@ -30,11 +32,16 @@ def test_locators(tmp_path: Path) -> None:
         assert caught.value.code == "E_WEIGHTS_NOT_FOUND" and locator in caught.value.message
 
 
+def test_the_shipped_teacher_is_a_source() -> None:
+    source = load_source(locate("builtin:digits-teacher"))
+    assert isinstance(source.settings, TeacherFolder) and source.conditioner is not None
+
+
 def test_a_folder_and_its_file_are_the_same_source(tiny_teacher: Path) -> None:
     folder, file = load_source(tiny_teacher), load_source(tiny_teacher / "model.safetensors")
     pairs = zip(folder.network.parameters(), file.network.parameters(), strict=True)
     assert all(torch.equal(a, b) and not a.requires_grad for a, b in pairs)
-    assert folder.document["kind"] == "teacher" and folder.conditioner is not None
+    assert isinstance(folder.settings, TeacherFolder) and folder.conditioner is not None
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,15 @@ def test_a_folder_and_its_file_are_the_same_source(tiny_teacher: Path) -> None:
         {"network": {"name": "wan2.1-tiny"}},
         {"network": {"name": "wan2.1-tiny", "overrides": {"height": 3}}},
         {"weights": "../elsewhere.safetensors"},
+        {"weights": ".."},
         {"conditioner": "../elsewhere.safetensors"},
+        {"conditioner": 5},
+        {"kind": "critic"},
+        {"network": {"name": "wan2.1-huge", "overrides": {}}},
+        {"latent": {"mean": 0.0, "std": 1.0}},
+        {"latent": {"shape": [3, 1, 8, 8], "mean": 0.0, "std": 1.0}},
+        {"sampler": {"sigmaMax": 80, "times": []}},
+        {"timeScale": None},
     ],
 )
 def test_a_bad_sampler_file_is_refused(changes: dict[str, Any], tiny_teacher: Path, tmp_path: Path) -> None:
@@ -67,3 +82,11 @@ def test_the_content_key_follows_the_weights_only(tiny_teacher: Path, tmp_path: 
     assert content_key(folder / "model.safetensors") == content_key(tiny_teacher)
     (folder / "conditioner.safetensors").write_bytes(b"other")
     assert content_key(folder) != content_key(tiny_teacher)
+
+
+def test_a_label_table_of_another_width_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_teacher, tmp_path / "copy")
+    save_file({"table": torch.zeros(11, 4, 20)}, folder / "conditioner.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        load_source(folder)
+    assert caught.value.code == "E_WEIGHTS_SHAPE" and "20" in caught.value.message
