@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { Gate } from '../evaluation/gates.ts';
 import { readScorecard, type Scorecard } from '../evaluation/scorecard.ts';
 import { readMetrics } from '../runs/journal.ts';
-import { type RunRecord, readSettledRecord } from '../runs/record.ts';
+import { hasGates, type RunRecord, readSettledRecord } from '../runs/record.ts';
 import { samplesName } from '../runs/sample-files.ts';
 
 export interface Series {
@@ -47,7 +47,7 @@ export function readRunData(runDir: string, current?: RunRecord): RunData | unde
     environment: asRecord(readJson(join(runDir, 'environment.json'))),
     series: readSeries(runDir),
     grids: chooseGrids(readGrids(runDir)),
-    scorecard: readScorecard(runDir, record.smoke ? [] : gatesOf(config)),
+    scorecard: readScorecard(runDir, hasGates(record) ? gatesOf(config) : []),
   };
 }
 

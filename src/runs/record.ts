@@ -53,6 +53,9 @@ export interface RunRecord {
   readonly smoke: boolean;
 }
 
+/** Gates bound a student that had all its steps: a smoke run has no such student, a pretraining none at all. */
+export const hasGates = ({ job, smoke }: Pick<RunRecord, 'job' | 'smoke'>): boolean => job === 'distill' && !smoke;
+
 export const recordName = 'run.json';
 
 export function writeRecord(runDir: string, record: RunRecord): void {

@@ -9,7 +9,7 @@ import { readStoredConfig } from './config-file.ts';
 import type { EndEvent } from './events.ts';
 import type { RunDescription, RunResult } from './handle.ts';
 import { readEvents } from './journal.ts';
-import { type EndState, isEndState, type RunErrorRecord, type RunRecord } from './record.ts';
+import { type EndState, hasGates, isEndState, type RunErrorRecord, type RunRecord } from './record.ts';
 
 /** The result of a run that ended with `end`; not for failed runs. */
 export function resultFrom(runDir: string, record: RunRecord, end: EndEvent): RunResult {
@@ -79,9 +79,8 @@ export const endedError = (record: Pick<RunRecord, 'id' | 'state'>): RcmBridgeEr
     },
   );
 
-/** Smoke runs judge no gates. */
-export function scorecardFor(runDir: string, record: Pick<RunRecord, 'smoke'>) {
-  return readScorecard(runDir, record.smoke ? [] : readStoredConfig(runDir).evaluation.gates);
+export function scorecardFor(runDir: string, record: Pick<RunRecord, 'job' | 'smoke'>) {
+  return readScorecard(runDir, hasGates(record) ? readStoredConfig(runDir).evaluation.gates : []);
 }
 
 export function describeRun(runDir: string, record: RunRecord): RunDescription {
