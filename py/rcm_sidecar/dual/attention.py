@@ -1,7 +1,7 @@
 """Attention with a tangent, a backward from the saved output and log-sum-exp, and the seam for fused kernels.
 
-`runs_fused`, `forward_kernel` and `backward_kernel` are the only places that decide how attention is computed. Everything else
-(autograd, Duals, what a checkpoint keeps) is the same for eager code and fused kernels.
+`runs_fused`, `forward_kernel` and `backward_kernel` are the only places that decide how attention is computed.
+Everything else (autograd, Duals, what a checkpoint keeps) is the same for eager code and fused kernels.
 """
 
 from __future__ import annotations

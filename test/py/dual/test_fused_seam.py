@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from rcm_sidecar.dual import Dual, attention, ops
 
 MASKS = (None, "causal", ("block-causal", 3))
