@@ -11,7 +11,7 @@ export const checkpointsName = 'checkpoints';
 export interface CheckpointManifest {
   readonly schema: 1;
   readonly step: number;
-  readonly files: Readonly<Record<string, { readonly bytes: number; readonly sha256: string }>>;
+  readonly files: Readonly<Record<string, { readonly size: number; readonly sha256: string }>>;
   readonly torch?: string;
   readonly threads?: number;
 }
@@ -69,7 +69,7 @@ export async function findFault({ path, manifest }: Checkpoint): Promise<string 
     const file = join(path, name);
     const size = fs.statSync(file, { throwIfNoEntry: false })?.size;
     if (size === undefined) return `${file} is missing`;
-    if (size !== expected.bytes) return `${file} has ${size} bytes instead of ${expected.bytes}`;
+    if (size !== expected.size) return `${file} has ${size} bytes instead of ${expected.size}`;
     if ((await sha256(file)) !== expected.sha256) return `${file} does not match its sha256`;
   }
   return undefined;

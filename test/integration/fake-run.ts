@@ -80,7 +80,7 @@ export function writeCheckpoint(path: string, step: number, torch = '2.11.0+cpu'
   const content = Buffer.from(`weights of step ${step}`);
   writeFileSync(join(path, 'student.safetensors'), content);
   const sha256 = createHash('sha256').update(content).digest('hex');
-  const files = { 'student.safetensors': { bytes: content.length, sha256 } };
+  const files = { 'student.safetensors': { size: content.length, sha256 } };
   writeFileSync(join(path, 'manifest.json'), JSON.stringify({ schema: 1, step, files, torch, threads: 1 }));
 }
 

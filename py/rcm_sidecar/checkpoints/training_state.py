@@ -48,7 +48,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself; `files` maps a name to (bytes, sha256 in hex)."""
+    """What a checkpoint says of itself; `files` maps a name to (size in bytes, sha256 in hex)."""
 
     step: int
     files: Mapping[str, tuple[int, str]]
@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             return None
         return Manifest(
             step=int(document["step"]),
-            files={name: (int(file["bytes"]), str(file["sha256"])) for name, file in document["files"].items()},
+            files={name: (int(file["size"]), str(file["sha256"])) for name, file in document["files"].items()},
             environment=Environment(
                 torch=document["torch"],
                 threads=document["threads"],
@@ -178,7 +178,7 @@ def _manifest_document(
     return {
         "schema": SCHEMA,
         "step": step,
-        "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
+        "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in files.items()},
         "world": environment.world,
         "torch": environment.torch,
         "threads": environment.threads,

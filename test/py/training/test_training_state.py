@@ -51,7 +51,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert manifest.environment == HERE and manifest.config_hash == "hash"
     document = json.loads((folder / "manifest.json").read_text())
     assert document["schema"] == 1 and document["step"] == 7
-    assert {name: file["bytes"] for name, file in document["files"].items()} == {
+    assert {name: file["size"] for name, file in document["files"].items()} == {
         name: (folder / name).stat().st_size for name in ("student.safetensors", "state.json")
     }
 
@@ -143,7 +143,7 @@ def test_a_crash_while_writing_leaves_no_checkpoint(tmp_path: Path, monkeypatch:
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     (folder,) = write(tmp_path, 1)
     document = json.loads((folder / "manifest.json").read_text())
-    document["files"]["../secret"] = {"bytes": 0, "sha256": ""}
+    document["files"]["../secret"] = {"size": 0, "sha256": ""}
     (folder / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError):
         load_checkpoint(folder)

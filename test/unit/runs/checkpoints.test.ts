@@ -44,7 +44,7 @@ describe('checkpoints', () => {
 
   test('cannot point outside their folder', () => {
     writeCheckpoint(folder(1), 1);
-    const files = { '../../run.json': { bytes: 1, sha256: '' } };
+    const files = { '../../run.json': { size: 1, sha256: '' } };
     writeFileSync(join(folder(1), 'manifest.json'), JSON.stringify({ schema: 1, step: 1, files }));
     expect(listCheckpoints(runDir)).toEqual([]);
   });
