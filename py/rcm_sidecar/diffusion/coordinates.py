@@ -101,10 +101,6 @@ class TrigPoint:
         """Time for the network [B], in its own units: time_scale * t, one rounding from float64."""
         return (time_scale * rf_from_trigflow(self.u)).to(self.t.dtype)
 
-    def network_time_tangent(self, time_scale: float) -> Tensor:
-        """Tangent of the network's time [B] along the sCM direction: time_scale * t (1 - t)."""
-        return time_scale * self.k.reshape(-1)
-
 
 def trig_point(u: Tensor, like: Tensor) -> TrigPoint:
     """Coefficients at TrigFlow times `u` [B] for states shaped and typed like `like` [B, ...] (at least float32).
