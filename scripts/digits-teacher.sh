@@ -3,6 +3,7 @@
 # tests, which depend on them. Arguments go to `pretrain`. The data file needs scikit-learn and stays as it is without.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+node bin/rcm-bridge.js env setup --yes >&2
 python=$(node bin/rcm-bridge.js env path)
 export PYTHONPATH="$PWD/.dev:$PWD/py:$PWD/kernels" PYTHONDONTWRITEBYTECODE=1
 teacher=py/rcm_sidecar/assets/digits/teacher
