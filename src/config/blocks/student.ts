@@ -21,7 +21,7 @@ export const student = z.strictObject({
   lora: key(lora.nullable().default(null), 'null: all weights train'),
   optimizer: key(
     optimizer({
-      learningRate: 3e-4,
+      learningRate: 2e-4,
       schedule: 'linearToZero',
       finalShare: null,
       warmupUpdates: 100,
