@@ -23,7 +23,7 @@ build: dist/.built ## install the Node packages and compile src/ into dist/
 setup: build ## build, and make the Python environment if none on this machine will do (asks nothing)
 	$(CLI) env setup --yes $(ARGS)
 
-distill: build ## distil the shipped digits teacher: the whole path, about ten minutes on two cores
+distill: build ## distil the shipped digits teacher: the whole path, some minutes on two cores
 	$(CLI) distill --yes $(ARGS)
 
 # The tools for testing live in .dev/, beside the environment that users get and never inside it.
