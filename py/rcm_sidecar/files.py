@@ -5,6 +5,7 @@ A full disk becomes E_DISK_FULL here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -72,5 +73,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         sync(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        # The first error is the one to tell; a parent that is a file cannot be cleaned up after either.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise write_error(path, error) from error

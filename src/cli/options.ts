@@ -94,3 +94,15 @@ export function duration(options: Options, name: string, fallbackMs: number): nu
     hint: `Example: --${name} 30s`,
   });
 }
+
+/** `--grace`: how long the first Ctrl-C waits for the checkpoint. */
+export const graceOption = (yargs: Argv): Argv =>
+  yargs.option('grace', {
+    type: 'string',
+    requiresArg: true,
+    describe: 'Time to stop in after the first Ctrl-C (default 30s)',
+  });
+
+export const graceMs = (options: Options): number => duration(options, 'grace', graceDefaultMs);
+
+const graceDefaultMs = 30_000;

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
+from rcm_sidecar.errors import HostError
 from rcm_sidecar.evaluation.sampling import Drawn
+from rcm_sidecar.files import write_tensors
 
 
 def cache_key(teacher_key: str, settings: Mapping[str, Any]) -> str:
@@ -69,19 +69,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Drawn | None:
 
 
 def _write(path: Path, drawn: Drawn) -> None:
-    """Complete under another name first, renamed last: readers never see half a file."""
-    latents = drawn.latents.contiguous()
-    digest = hashlib.sha256(latents.numpy().tobytes()).hexdigest()
-    content = save({"latents": latents}, metadata={"seconds": repr(drawn.seconds), "sha256": digest})
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    """Keep the samples; what cannot be kept (a full disk) is drawn again next time."""
+    digest = hashlib.sha256(drawn.latents.contiguous().numpy().tobytes()).hexdigest()
+    with contextlib.suppress(HostError):
+        write_tensors(path, {"latents": drawn.latents}, {"seconds": repr(drawn.seconds), "sha256": digest})

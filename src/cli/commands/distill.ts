@@ -6,7 +6,8 @@ import { withBridge } from '../open-bridge.ts';
 import {
   consentOptions,
   detachOption,
-  duration,
+  graceMs,
+  graceOption,
   pairs,
   pythonOption,
   runsDirOption,
@@ -15,8 +16,6 @@ import {
   wholeNumber,
 } from '../options.ts';
 import type { Output } from '../output.ts';
-
-const graceDefaultMs = 30_000;
 
 export const distill: Command = {
   command: 'distill [config]',
@@ -27,7 +26,7 @@ export const distill: Command = {
 
 /** Options of the commands that start a run. */
 export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
-  detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs)))))
+  graceOption(detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs))))))
     .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
     .option('steps', { type: 'string', requiresArg: true, describe: `Training steps in all (${stepsKey})` })
     .option('run-dir', {
@@ -42,19 +41,14 @@ export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
     })
     .option('name', { type: 'string', requiresArg: true, describe: 'Name in the run id and in reports' })
     .option('smoke', { type: 'boolean', describe: 'Two steps of each phase, a checkpoint, a sample and an evaluation' })
-    .option('dry-run', { type: 'boolean', describe: 'Check everything and print the plan, start nothing' })
-    .option('grace', {
-      type: 'string',
-      requiresArg: true,
-      describe: 'Time to stop in after the first Ctrl-C (default 30s)',
-    });
+    .option('dry-run', { type: 'boolean', describe: 'Check everything and print the plan, start nothing' });
 
 export async function start(kind: 'distill' | 'pretrain', options: Options, output: Output): Promise<number> {
   const config = text(options, 'config') ?? 'digits-rcm';
   const steps = wholeNumber(options, 'steps', 1);
   const name = text(options, 'name');
   const runDir = text(options, 'run-dir');
-  const graceMs = duration(options, 'grace', graceDefaultMs);
+  const grace = graceMs(options);
   const runOptions = {
     set: pairs(options),
     smoke: options.smoke === true,
@@ -72,6 +66,6 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
     if (options.detach === true) {
       return detachRun(() => bridge[kind](config, { ...runOptions, detached: true }), output);
     }
-    return followRun(begun => bridge[kind](config, { ...runOptions, ...begun }), output, graceMs);
+    return followRun(begun => bridge[kind](config, { ...runOptions, ...begun }), output, grace);
   });
 }

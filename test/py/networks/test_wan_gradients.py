@@ -7,36 +7,17 @@ from collections import Counter
 import pytest
 import torch
 from networks import wan_twin
+from networks.checks import MODES, TOLERANCE, CountOps, assert_equal_gradients, gradients, loss_of
 from networks.small_wan import derivative, relative, small_inputs, small_network
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rcm_sidecar.dual import Dual, attention
 
-MODES = ["none", "block", "asymmetric"]
 EMBEDDINGS = ("patch_embedding", "text_embedding", "time_embedding", "time_projection")
-TOLERANCE = 1e-12
 
 
 def freeze_embeddings(net):
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(not name.startswith(EMBEDDINGS))
-
-
-def loss_of(velocity):
-    weights = torch.linspace(-1, 2, velocity.numel(), dtype=velocity.dtype).reshape(velocity.shape)
-    return (velocity * weights).sum() + velocity.square().sum()
-
-
-def gradients(net):
-    return {name: parameter.grad for name, parameter in net.named_parameters() if parameter.requires_grad}
-
-
-def assert_equal_gradients(actual, wanted):
-    assert actual.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        assert actual[name] is not None, f"{name} got no gradient"
-        assert gradient.norm() > 0
-        assert relative(actual[name], gradient) < TOLERANCE, name
 
 
 def plain_gradients(frozen, repeats=1):
@@ -139,20 +120,6 @@ def test_recomputed_activations_are_bit_equal(mode, dtype):
     assert len(recomputed) > 20
     for name, (first, second) in recomputed.items():
         assert torch.equal(first, second), name
-
-
-class CountOps(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def gemms(self):
-        return self.counts["mm"] + self.counts["addmm"]
 
 
 @pytest.fixture
