@@ -6,6 +6,8 @@ import { resolve } from 'node:path';
 import type { RcmConfigInput } from '../config/types.ts';
 import { AbortedError, throwIfAborted } from '../errors/index.ts';
 import { silentLogger } from '../logging/logger.ts';
+import type { WeightsInspection } from '../protocol/messages.ts';
+import type { ConvertOptions, WeightsConversion, WeightsOptions, WeightsVerification } from '../weights/jobs.ts';
 import type { BridgeContext, Interpreter } from './context.ts';
 import type { RunPlan } from './dry-run.ts';
 import type { RunHandle } from './handle.ts';
@@ -38,6 +40,15 @@ export interface Bridge extends AsyncDisposable {
     open(run: string): Promise<RunHandle>;
     /** Newest first. */
     list(): Promise<readonly RunRecord[]>;
+  };
+  /** Weight files of known networks: a locator is a path or `builtin:NAME`. */
+  readonly weights: {
+    /** What they are, from their headers, and whether they fit a network. Takes a moment at any size. */
+    inspect(weights: string, options?: WeightsOptions): Promise<WeightsInspection>;
+    /** Reads all of them. @throws E_WEIGHTS_* with what is wrong */
+    verify(weights: string, options?: WeightsOptions): Promise<WeightsVerification>;
+    /** Writes them in another layout, one tensor at a time. @throws E_WEIGHTS_*, E_DISK_FULL */
+    convert(weights: string, options: ConvertOptions): Promise<WeightsConversion>;
   };
   /** Checkpoints and stops the runs this bridge started and waits for their end; `detached` ones go on. */
   close(): Promise<void>;
@@ -129,6 +140,23 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
       list: async () => {
         const { listRuns } = await import('./store.ts');
         return listRuns(context.runsDir).map(({ record }) => record);
+      },
+    },
+    weights: {
+      inspect: async (weights, weightsOptions = {}) => {
+        refuseClosed(closed);
+        const { inspectWeights } = await import('../weights/jobs.ts');
+        return inspectWeights(context, weights, weightsOptions);
+      },
+      verify: async (weights, weightsOptions = {}) => {
+        refuseClosed(closed);
+        const { verifyWeights } = await import('../weights/jobs.ts');
+        return verifyWeights(context, weights, weightsOptions);
+      },
+      convert: async (weights, convertOptions) => {
+        refuseClosed(closed);
+        const { convertWeights } = await import('../weights/jobs.ts');
+        return convertWeights(context, weights, convertOptions);
       },
     },
     close,

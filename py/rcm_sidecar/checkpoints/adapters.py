@@ -7,7 +7,6 @@ not run) takes `diffusion_model.<official name>` with `.lora_A.weight` [rank, in
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -27,7 +26,6 @@ AdapterLayout: TypeAlias = Literal["official", "comfyui"]
 
 _COMFYUI_PREFIX = "diffusion_model."
 _DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
-_NAMED = 5
 
 
 def save_adapter(
@@ -77,14 +75,12 @@ def load_adapter(net: Network, role: Role, path: str | PathLike[str]) -> None:
         ConfigError: E_ADAPTER_UNKNOWN.
     """
     adapters = adapters_of(net, role)
-    with ExitStack() as stack:
-        stored = open_weights(Path(path), stack)
-        found = {key.removeprefix(_COMFYUI_PREFIX): tensor for key, tensor in stored.items()}
-        _check(adapters, found, Path(path))
-        with torch.no_grad():
-            for name, adapter in adapters.items():
-                adapter.down.copy_(found[name + _DOWN].load())
-                adapter.up.copy_(found[name + _UP].load())
+    found = {key.removeprefix(_COMFYUI_PREFIX): tensor for key, tensor in open_weights(Path(path)).items()}
+    _check(adapters, found, Path(path))
+    with torch.no_grad():
+        for name, adapter in adapters.items():
+            adapter.down.copy_(found[name + _DOWN].load())
+            adapter.up.copy_(found[name + _UP].load())
 
 
 def _check(adapters: dict[str, Adapter], found: dict[str, StoredTensor], path: Path) -> None:
@@ -103,7 +99,7 @@ def _check(adapters: dict[str, Adapter], found: dict[str, StoredTensor], path: P
     if not mismatch.empty:
         raise WeightsError(
             "E_WEIGHTS_MISMATCH",
-            f"{path} does not fit these adapters: {mismatch.summary(_NAMED)}",
+            f"{path} does not fit these adapters: {mismatch.summary()}",
             "rank and targets of student.lora must be those the file was trained with",
         )
     for name, adapter in adapters.items():

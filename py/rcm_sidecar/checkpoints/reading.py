@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+import math
+import mmap
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,24 +25,52 @@ _CONTAINERS = ("state_dict", "model", "module")
 _OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer", "conditioner")
 
 
+# Names of dtypes in the header of a safetensors file; numbers of other kinds are never weights.
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of a file: its shape is known from the header, the data is read by `load`."""
+    """One tensor of a file: shape and dtype are known from the header, the data is read by `load`.
+
+    What `load` gives may be a view of the mapped file, which must not be written to.
+    """
 
     shape: tuple[int, ...]
-    floating: bool
+    dtype: torch.dtype
     load: Callable[[], Tensor]
 
+    @property
+    def count(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
 
-def open_weights(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
-    """Everything in a file, folder or sharded index; files stay open until `stack` closes.
+
+def open_weights(path: Path) -> dict[str, StoredTensor]:
+    """Everything in a file, folder or sharded index; only headers are read.
 
     Raises:
         WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
     """
     tensors: dict[str, StoredTensor] = {}
-    for file in _files(path):
-        part = _open_safetensors(file, stack) if file.suffix == ".safetensors" else _open_pickle(file)
+    for file in weights_files(path):
+        part = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
         if repeated := tensors.keys() & part.keys():
             raise WeightsError("E_WEIGHTS_LAYOUT", f"{path}: {min(repeated)} is in more than one file")
         tensors |= part
@@ -49,7 +79,8 @@ def open_weights(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _files(path: Path) -> list[Path]:
+def weights_files(path: Path) -> list[Path]:
+    """The files that hold the weights of `path`, a file, folder or sharded index; errors as `open_weights`."""
     if not path.exists():
         raise WeightsError("E_WEIGHTS_MISSING", f"no weights at {path}", "check the path, or fetch the file first")
     if path.is_dir():
@@ -94,30 +125,44 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open_safetensors(file: Path, stack: ExitStack) -> dict[str, StoredTensor]:
+def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     _refuse_empty(file)
     try:
-        handle: Any = stack.enter_context(safe_open(str(file), framework="pt"))
-    except (SafetensorError, OSError) as error:
+        with safe_open(str(file), framework="np"):  # checks the header and the size of the file
+            pass
+        size, header = _header(file)
+    except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from error
+    mapped = _mapped(file)
 
-    def stored(key: str) -> StoredTensor:
-        view = handle.get_slice(key)
-        return StoredTensor(
-            shape=tuple(view.get_shape()),
-            floating="F" in view.get_dtype(),
-            load=lambda: handle.get_tensor(key),
-        )
+    def stored(key: str, entry: Mapping[str, Any]) -> StoredTensor:
+        shape, dtype = tuple(entry["shape"]), _dtype(file, key, entry["dtype"])
+        offset = 8 + size + entry["data_offsets"][0]
+        return StoredTensor(shape, dtype, lambda: _view(mapped, dtype, offset, math.prod(shape)).reshape(shape))
 
-    return {key: stored(key) for key in handle.keys()}
+    return {key: stored(key, entry) for key, entry in header.items() if key != "__metadata__"}
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Size of a safetensors file's header in bytes, and the header."""
+    with file.open("rb") as content:
+        size = int.from_bytes(content.read(8), "little")
+        return size, json.loads(content.read(size))
+
+
+def _dtype(file: Path, key: str, name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise WeightsError("E_WEIGHTS_LAYOUT", f"{file}: {key} is stored as {name}, which is not supported")
+    return _DTYPES[name]
 
 
 def _open_pickle(file: Path) -> dict[str, StoredTensor]:
     _refuse_empty(file)
     try:
-        # The official Cosmos files hold quantisation state as BytesIO, which runs no code.
+        # On the meta device no data is read, and each storage knows its place in the file. The official Cosmos files
+        # hold quantisation state as BytesIO, which runs no code.
         with torch.serialization.safe_globals([io.BytesIO]):
-            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for the same cause
         raise _unreadable(file, error) from error
     content = _unwrapped(content)
@@ -125,11 +170,37 @@ def _open_pickle(file: Path) -> dict[str, StoredTensor]:
         content = {key: value for key, value in content.items() if not isinstance(value, io.BytesIO)}
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError("E_WEIGHTS_LAYOUT", f"{file} holds no plain table of tensors", "export a state dict")
+    mapped = _mapped(file)
 
     def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.is_floating_point(), lambda: tensor)
+        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: _pickled(mapped, tensor))
 
     return {str(key): stored(tensor) for key, tensor in content.items()}
+
+
+def _pickled(mapped: mmap.mmap, on_meta: Tensor) -> Tensor:
+    storage: Any = on_meta.untyped_storage()
+    count = storage.nbytes() // on_meta.dtype.itemsize
+    whole = _view(mapped, on_meta.dtype, storage._checkpoint_offset, count)
+    return whole.as_strided(on_meta.shape, on_meta.stride(), on_meta.storage_offset())
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    """The file in memory, read only and shared: its pages are the system's to drop, and need no room in advance.
+
+    A private mapping, as safetensors and torch make it, is refused for files larger than the memory. The tensors made
+    of it keep it alive.
+    """
+    with file.open("rb") as content:
+        return mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _view(mapped: mmap.mmap, dtype: torch.dtype, offset: int, count: int) -> Tensor:
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
 
 
 def _unwrapped(content: Any) -> Any:
