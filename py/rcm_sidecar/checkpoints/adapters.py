@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.mismatch import Mismatch
-from rcm_sidecar.checkpoints.reading import StoredTensor, open_weights
+from rcm_sidecar.checkpoints.reading import open_weights
 from rcm_sidecar.errors import WeightsError
 from rcm_sidecar.files import write_tensors
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role
 from rcm_sidecar.networks.lora import Adapter, adapters_of
+from rcm_sidecar.safetensors_file import LazyTensor
 
 AdapterLayout: TypeAlias = Literal["official", "comfyui"]
 
@@ -83,7 +84,7 @@ def load_adapter(net: Network, role: Role, path: str | PathLike[str]) -> None:
             adapter.up.copy_(found[name + _UP].load())
 
 
-def _check(adapters: dict[str, Adapter], found: dict[str, StoredTensor], path: Path) -> None:
+def _check(adapters: dict[str, Adapter], found: dict[str, LazyTensor], path: Path) -> None:
     wanted: dict[str, tuple[int, ...]] = {}
     for name, adapter in adapters.items():
         wanted |= {name + _DOWN: tuple(adapter.down.shape), name + _UP: tuple(adapter.up.shape), name + _ALPHA: ()}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rcm_sidecar.checkpoints.layouts import Layout, plain_name
-from rcm_sidecar.checkpoints.reading import StoredTensor
 from rcm_sidecar.checkpoints.weights_file import check_fit, open_network
 from rcm_sidecar.networks import Network
+from rcm_sidecar.safetensors_file import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
     return LoadedWeights(weights.layout, weights.prefix, len(weights.tensors))
 
 
-def _fill(net: Network, name: str, parameter: nn.Parameter, found: Mapping[str, StoredTensor]) -> None:
+def _fill(net: Network, name: str, parameter: nn.Parameter, found: Mapping[str, LazyTensor]) -> None:
     value = found[plain_name(name)].load().reshape(parameter.shape)
     if not parameter.is_meta:
         with torch.no_grad():

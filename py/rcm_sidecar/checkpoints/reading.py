@@ -7,16 +7,16 @@ import json
 import math
 import mmap
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.safetensors_file import DTYPES, LazyTensor, read_header
 
 _INDEX = ".safetensors.index.json"
 _OFFICIAL = "diffusion_pytorch_model"
@@ -25,50 +25,13 @@ _CONTAINERS = ("state_dict", "model", "module")
 _OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer", "conditioner")
 
 
-# Names of dtypes in the header of a safetensors file; numbers of other kinds are never weights.
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor of a file: shape and dtype are known from the header, the data is read by `load`.
-
-    What `load` gives may be a view of the mapped file, which must not be written to.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    load: Callable[[], Tensor]
-
-    @property
-    def count(self) -> int:
-        """Numbers in it."""
-        return math.prod(self.shape)
-
-
-def open_weights(path: Path) -> dict[str, StoredTensor]:
+def open_weights(path: Path) -> dict[str, LazyTensor]:
     """Everything in a file, folder or sharded index; only headers are read.
 
     Raises:
         WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
     """
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for file in weights_files(path):
         part = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
         if repeated := tensors.keys() & part.keys():
@@ -125,38 +88,29 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
+def _open_safetensors(file: Path) -> dict[str, LazyTensor]:
     _refuse_empty(file)
     try:
-        with safe_open(str(file), framework="np"):  # checks the header and the size of the file
-            pass
-        size, header = _header(file)
+        begin, header = read_header(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from error
     mapped = _mapped(file)
 
-    def stored(key: str, entry: Mapping[str, Any]) -> StoredTensor:
+    def stored(key: str, entry: Mapping[str, Any]) -> LazyTensor:
         shape, dtype = tuple(entry["shape"]), _dtype(file, key, entry["dtype"])
-        offset = 8 + size + entry["data_offsets"][0]
-        return StoredTensor(shape, dtype, lambda: _view(mapped, dtype, offset, math.prod(shape)).reshape(shape))
+        offset = begin + entry["data_offsets"][0]
+        return LazyTensor(shape, dtype, lambda: _view(mapped, dtype, offset, math.prod(shape)).reshape(shape))
 
     return {key: stored(key, entry) for key, entry in header.items() if key != "__metadata__"}
 
 
-def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Size of a safetensors file's header in bytes, and the header."""
-    with file.open("rb") as content:
-        size = int.from_bytes(content.read(8), "little")
-        return size, json.loads(content.read(size))
-
-
 def _dtype(file: Path, key: str, name: str) -> torch.dtype:
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise WeightsError("E_WEIGHTS_LAYOUT", f"{file}: {key} is stored as {name}, which is not supported")
-    return _DTYPES[name]
+    return DTYPES[name]
 
 
-def _open_pickle(file: Path) -> dict[str, StoredTensor]:
+def _open_pickle(file: Path) -> dict[str, LazyTensor]:
     _refuse_empty(file)
     try:
         # On the meta device no data is read, and each storage knows its place in the file. The official Cosmos files
@@ -172,8 +126,8 @@ def _open_pickle(file: Path) -> dict[str, StoredTensor]:
         raise WeightsError("E_WEIGHTS_LAYOUT", f"{file} holds no plain table of tensors", "export a state dict")
     mapped = _mapped(file)
 
-    def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: _pickled(mapped, tensor))
+    def stored(tensor: Tensor) -> LazyTensor:
+        return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: _pickled(mapped, tensor))
 
     return {str(key): stored(tensor) for key, tensor in content.items()}
 

@@ -20,9 +20,10 @@ from rcm_sidecar.checkpoints.layouts import (
     strip_prefixes,
 )
 from rcm_sidecar.checkpoints.mismatch import Mismatch, likely_cause
-from rcm_sidecar.checkpoints.reading import StoredTensor, open_weights
+from rcm_sidecar.checkpoints.reading import open_weights
 from rcm_sidecar.errors import WeightsError
 from rcm_sidecar.networks import Network
+from rcm_sidecar.safetensors_file import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class WeightsFile:
     layout: Layout
     prefix: str
     family: Family | None
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, LazyTensor]
 
 
 def open_network(path: Path) -> WeightsFile:
