@@ -7,8 +7,6 @@ import { type Path, valueAt } from './layers.ts';
  * Whoever makes a key work removes its line.
  */
 const accepted: Readonly<Record<string, readonly unknown[]>> = {
-  'model.name': ['wan2.1-tiny', 'wan2.1-t2v-1.3b', 'wan2.1-t2v-14b'],
-  'model.path': [null, 'weights/Wan2.1-T2V-1.3B', '/models/Wan2.1-T2V-1.3B'],
   'model.vae': [null, 'auto'],
   'model.textEncoder': ['labels', 'auto'],
   'teacher.branches': ['auto', 'sequential'],

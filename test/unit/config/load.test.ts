@@ -44,8 +44,10 @@ describe('presets', () => {
   });
 
   it('are never the default sizes of another network', async () => {
-    expect((await load({ model: { name: 'wan2.1-tiny' } })).config.model.overrides).toEqual({});
-    expect((await load({ model: { overrides: { dim: 32 } } })).config.model.overrides).toEqual({ dim: 32 });
+    const latents = { name: 'wan2.1-tiny', height: 16, width: 16, vae: 'auto' } as const;
+    expect((await load({ model: latents, data: { kind: 'latentShards' } })).config.model.overrides).toEqual({});
+    const overrides = { dim: 32, inDim: 1, outDim: 1 };
+    expect((await load({ model: { overrides } })).config.model.overrides).toEqual(overrides);
   });
 
   it('suggest the nearest name', async () => {
