@@ -386,6 +386,12 @@ class RunConfig(Block, frozen=True, kw_only=True):
     logging: Logging
     notify: Notify
 
+    @property
+    def teacher_locator(self) -> str:
+        """Where the teacher is: `model` means the network in `model.path`."""
+        named, folder = self.teacher.weights, self.model.path
+        return folder if named == "model" and folder is not None else named
+
 
 def parse_config(document: Mapping[str, Any]) -> RunConfig:
     """The config from a decoded message.

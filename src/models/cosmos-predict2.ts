@@ -2,7 +2,15 @@
  * Cosmos-Predict2 text to image: sections 2, 4.1, 4.5 and 9 of cosmos-predict2.md;
  * py/rcm_sidecar/networks/cosmos_predict2.py builds it.
  */
-import { type Extent, type Family, headProblems, type Network, product, type SizeProblem, type Sizes } from './network.ts';
+import {
+  type Extent,
+  type Family,
+  headProblems,
+  type Network,
+  product,
+  type SizeProblem,
+  type Sizes,
+} from './network.ts';
 
 export interface CosmosSizes extends Sizes {
   /** Hidden width of the feed-forward layers over dim. */

@@ -66,17 +66,23 @@ export interface Network<S extends Sizes = Sizes> {
 
 export const product = (extent: readonly number[]): number => extent.reduce((all, part) => all * part, 1);
 
+/** Heads that are looked at for an offer; no network has as many. */
+const mostHeads = 1024;
+
 /** A width that splits into heads whose size is even, as the rotary pairs need it. */
 export function headProblems({ dim, numHeads }: Sizes): readonly SizeProblem[] {
-  if (dim % (2 * numHeads) === 0) return [];
   const step = 2 * numHeads;
-  const below = Math.floor(dim / step) * step;
-  const widths = [below, below + step].filter(width => width > 0);
+  if (dim % step === 0) return [];
+  const width = Math.floor(dim / step) * step;
+  const widths = [width, width + step].filter(other => other > 0);
+  const legal = Array.from({ length: mostHeads }, (_, index) => index + 1).filter(heads => dim % (2 * heads) === 0);
+  const heads = [legal.findLast(other => other < numHeads), legal.find(other => other > numHeads)];
+  const offered = heads.filter(other => other !== undefined);
   return [
     {
       key: 'dim',
       text: `is ${dim}, which does not split into ${numHeads} heads of even size`,
-      hint: `Use ${widths.join(' or ')}, or another number of heads.`,
+      hint: `Use dim ${widths.join(' or ')}${offered.length > 0 ? `, or numHeads ${offered.join(' or ')}` : ''}.`,
     },
   ];
 }

@@ -1,5 +1,13 @@
 /** Wan2.1 text to video: spec sections 1, 5, 6.1 and 8 of wan2.1.md; py/rcm_sidecar/networks/wan2_1.py builds it. */
-import { type Family, headProblems, type Network, product, type Release, type SizeProblem, type Sizes } from './network.ts';
+import {
+  type Family,
+  headProblems,
+  type Network,
+  product,
+  type Release,
+  type SizeProblem,
+  type Sizes,
+} from './network.ts';
 
 export interface WanSizes extends Sizes {
   readonly ffnDim: number;

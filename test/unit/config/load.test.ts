@@ -313,7 +313,6 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     /./,
   ],
   ['not yet, alarms', 'health: { onAlarm: pause }', 'E_CONFIG_NOT_YET', /health\.onAlarm/, /./],
-  ['not yet, hub', 'teacher: { weights: "hf:a/b@1" }', 'E_CONFIG_NOT_YET', /teacher\.weights/, /./],
   ['no YAML', 'a: [1, 2', 'E_CONFIG_SYNTAX', /^bad\.yaml:1:\d+: /, /./],
   ['same key twice', 'seed: 1\nseed: 2', 'E_CONFIG_SYNTAX', /^bad\.yaml:2:1: .*unique/, /./],
   ['empty', '', 'E_CONFIG_SYNTAX', /block of keys/, /extends/],

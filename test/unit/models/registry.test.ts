@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { networkNamed, sizedNetwork, suggestNetwork } from '../../../src/models/registry.ts';
 
@@ -52,12 +53,29 @@ describe('overrides', () => {
   });
 
   it.each([
-    [{ dim: 250 }, 'dim', 'Use 248 or 252, or another number of heads.'],
-    [{ dim: 6, numHeads: 6 }, 'dim', 'Use 12, or another number of heads.'],
+    [{ dim: 250 }, 'dim', 'Use dim 248 or 252, or numHeads 1 or 5.'],
+    [{ dim: 6, numHeads: 6 }, 'dim', 'Use dim 12, or numHeads 3.'],
     [{ freqDim: 7 }, 'freqDim', 'Use 6 or 8.'],
     [{ freqDim: 1 }, 'freqDim', 'Use 2.'],
   ])('%o is no size', (overrides, key, hint) => {
     expect(problem('wan2.1-tiny', overrides)).toMatchObject({ code: 'E_NETWORK_SIZE', key, hint });
+  });
+
+  it('that an error offers are legal', () => {
+    const small = fc.integer({ min: 1, max: 200 });
+    fc.assert(
+      fc.property(small, small, (dim, numHeads) => {
+        const found = problem('wan2.1-tiny', { dim, numHeads });
+        fc.pre('hint' in found);
+        const offered = [...('hint' in found ? found.hint : '').matchAll(/(dim|numHeads) ([\d or]+)/g)];
+        expect(offered.length).toBeGreaterThan(0);
+        for (const [, key, values] of offered)
+          for (const value of values?.match(/\d+/g) ?? [])
+            expect(problem('wan2.1-tiny', { dim, numHeads, [key as string]: Number(value) })).not.toHaveProperty(
+              'code',
+            );
+      }),
+    );
   });
 
   it('keep a Cosmos patch in one frame', () => {
