@@ -4,8 +4,9 @@ import { type ErrorCode, errorCodes, isRcmBridgeError, type RcmBridgeError } fro
 import { networkNames, type Overrides, sizedNetwork } from '../models/registry.ts';
 import type { WeightsInspection } from '../protocol/messages.ts';
 import type { BridgeContext } from '../runs/context.ts';
+import { type RunJob, withSidecar } from '../runs/sidecar-job.ts';
 import { howToFetch, locateWeights, type NamedWeights, namedWeights } from '../runs/weights.ts';
-import { inspectWeights } from './jobs.ts';
+import { inspectIn } from './jobs.ts';
 
 /** What is wrong with weights, as an error would say it. */
 export interface WeightsProblem {
@@ -61,9 +62,11 @@ export async function compareWeights(
   const there = [...located.values()].some(({ found }) => found);
   const notCompared = there ? await whyNoPython(context, signal) : null;
   if (there && notCompared === null) {
-    for (const [locator, found] of located) {
-      if (found.path !== null) located.set(locator, await inspect(context, config, locator, found.path, signal));
-    }
+    await withSidecar(context, { signal }, async run => {
+      for (const [locator, { path }] of located) {
+        if (path !== null) located.set(locator, await inspect(run, config, locator, path));
+      }
+    });
   }
   return { weights: named.map(one => ({ ...one, ...(located.get(one.locator) ?? unknown) })), notCompared };
 }
@@ -86,30 +89,19 @@ async function whyNoPython(context: BridgeContext, signal: AbortSignal | undefin
   }
 }
 
-async function inspect(
-  context: BridgeContext,
-  config: RcmConfig,
-  locator: string,
-  path: string,
-  signal: AbortSignal | undefined,
-): Promise<Found> {
+async function inspect(run: RunJob, config: RcmConfig, locator: string, path: string): Promise<Found> {
   const { name, overrides } = config.model;
-  const given = signal === undefined ? {} : { signal };
   try {
-    const inspection = await inspectWeights(context, path, { model: name, overrides, ...given });
+    const inspection = await inspectIn(run, path, { model: name, overrides });
     if (inspection.mismatch === null) return { ...facts(path, inspection), fits: true };
-    // What they are is another question, asked only now: it takes a second start of Python.
-    const guessed = await inspectWeights(context, path, given);
-    const problem: WeightsProblem = {
-      code: 'E_WEIGHTS_MISMATCH',
-      message: `${path} does not fit ${name}: ${inspection.mismatch.summary}.`,
-      hint: [sentence(inspection.mismatch.cause), howToFit(config, guessed)].filter(text => text !== '').join(' '),
-    };
-    return { ...facts(path, guessed), fits: false, problem };
+    const guessed = await inspectIn(run, path);
+    const message = `${path} does not fit ${name}: ${inspection.mismatch.summary}.`;
+    const hint = howToFit(config, guessed) ?? sentence(inspection.mismatch.cause);
+    return { ...facts(path, guessed), fits: false, problem: { code: 'E_WEIGHTS_MISMATCH', message, hint } };
   } catch (error) {
     const problem = problemOf(error);
-    const missing = problem.code === 'E_WEIGHTS_MISSING' ? howToFetch(locator, name) : undefined;
-    return { ...unknown, path, found: true, problem: missing === undefined ? problem : { ...problem, hint: missing } };
+    const fetch = problem.code === 'E_WEIGHTS_MISSING' ? howToFetch(locator, name) : undefined;
+    return { ...unknown, path, found: true, fits: false, problem: fetch ? { ...problem, hint: fetch } : problem };
   }
 }
 
@@ -128,25 +120,27 @@ const facts = (path: string, { layout, network, tensors, dtypes, bytes }: Weight
 function problemOf(error: unknown): WeightsProblem {
   if (!isRcmBridgeError(error) || !error.code.startsWith('E_WEIGHTS_')) throw error;
   const { code, message, hint } = error as RcmBridgeError;
-  return { code, message, hint: hint || errorCodes[code].fix };
+  return { code, message, hint: sentence(hint || errorCodes[code].fix) };
 }
 
-/** What to set so that the config names the network of the weights; empty when they are of none. */
-function howToFit({ model }: RcmConfig, { network, mismatch }: WeightsInspection): string {
+/** What to set so that the config names the network of the weights; undefined when they are of none. */
+function howToFit({ model }: RcmConfig, { network, mismatch }: WeightsInspection): string | undefined {
   const name = networkNames.find(known => known === network?.name);
-  if (network === null || name === undefined || mismatch !== null) return '';
+  if (network === null || name === undefined || mismatch !== null) return undefined;
   const theirs = sizedNetwork(name, network.overrides as Overrides);
   const ours = sizedNetwork(model.name, model.overrides);
-  if ('problems' in theirs || 'problems' in ours) return '';
+  if ('problems' in theirs || 'problems' in ours) return undefined;
   if (name !== model.name) {
     const set = Object.entries(network.overrides).map(([key, value]) => `${key} ${shown(value)}`);
-    return `They are of ${name}${set.length > 0 ? ` with ${set.join(', ')}` : ''}: set model.name and model.overrides to that.`;
+    return set.length === 0
+      ? `They are the weights of ${name}: set model.name to that, or name others.`
+      : `They are of ${name} with ${set.join(', ')}: set model.name and model.overrides to that, or name others.`;
   }
-  const wanted = theirs.network.sizes as unknown as Record<string, unknown>;
-  const had = ours.network.sizes as unknown as Record<string, unknown>;
+  const wanted = theirs.network.sizes as unknown as Readonly<Record<string, unknown>>;
+  const had = ours.network.sizes as unknown as Readonly<Record<string, unknown>>;
   const changed = Object.keys(wanted).filter(key => shown(wanted[key]) !== shown(had[key]));
   const set = changed.map(key => `model.overrides.${key}=${shown(wanted[key])}`);
-  return set.length > 0 ? `They fit with ${set.join(', ')}.` : '';
+  return set.length > 0 ? `They fit with ${set.join(', ')}.` : undefined;
 }
 
 const shown = (value: unknown): string => JSON.stringify(value);
