@@ -10,7 +10,7 @@ import type { SampleOptions, SampleResult } from './options.ts';
 import { writeSampleGrid } from './sample-files.ts';
 import { runSidecarJob } from './sidecar-job.ts';
 import { findRun } from './store.ts';
-import { locateWeights } from './weights.ts';
+import { locateWeights, teacherLocator } from './weights.ts';
 
 const studentSteps = 4;
 const exportLayouts = ['official', 'diffusers'];
@@ -55,7 +55,7 @@ function locateSource(context: BridgeContext, name: string, teacher: boolean): s
   if (looksLikePath && !isThere) locateWeights(path);
   const run = findRun(context.runsDir, name, context.cwd);
   if (teacher) {
-    const { weights } = readStoredConfig(run.dir).teacher;
+    const weights = teacherLocator(readStoredConfig(run.dir));
     return weights.startsWith('builtin:') ? locateWeights(weights) : checked(weights);
   }
   const found = exportLayouts.map(layout => join(run.dir, 'export', layout)).find(folder => fs.existsSync(folder));

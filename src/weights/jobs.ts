@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import type { EventBody, LayoutName, RunStart, WeightsDtypeName, WeightsInspection } from '../protocol/messages.ts';
 import { anySignal, type BridgeContext } from '../runs/context.ts';
-import { runSidecarJob } from '../runs/sidecar-job.ts';
+import { type RunJob, withSidecar } from '../runs/sidecar-job.ts';
 import { locateWeights } from '../runs/weights.ts';
 
 /** A clean-up after an abort may have to wait for the write of one large tensor. */
@@ -83,7 +83,15 @@ function common(context: BridgeContext, weights: string, { model, overrides }: W
   return { source: locateWeights(locator), model: model ?? null, overrides: { ...overrides } };
 }
 
-async function weightsJob<T extends 'inspected' | 'verified' | 'converted'>(
+/** The headers of what lies at an absolute path, in a sidecar that runs already; other errors as `inspectWeights`. */
+export const inspectIn = (
+  run: RunJob,
+  path: string,
+  { model, overrides }: Pick<WeightsOptions, 'model' | 'overrides'> = {},
+): Promise<WeightsInspection> =>
+  reportOf(run, { job: 'inspect', source: path, model: model ?? null, overrides: { ...overrides } }, 'inspected');
+
+async function weightsJob<T extends Report>(
   context: BridgeContext,
   start: RunStart,
   report: T,
@@ -91,16 +99,27 @@ async function weightsJob<T extends 'inspected' | 'verified' | 'converted'>(
 ): Promise<EventBody<T>> {
   const signal = anySignal(context.options.signal, options.signal);
   throwIfAborted(signal);
+  return withSidecar(context, { signal, graceMs: cancelGraceMs }, run =>
+    reportOf(run, start, report, options.onProgress),
+  );
+}
+
+type Report = 'inspected' | 'verified' | 'converted';
+
+async function reportOf<T extends Report>(
+  run: RunJob,
+  start: RunStart,
+  report: T,
+  onProgress?: WeightsOptions['onProgress'],
+): Promise<EventBody<T>> {
   let found: EventBody<T> | undefined;
-  await runSidecarJob(context, {
+  await run({
     start,
-    signal,
-    graceMs: cancelGraceMs,
     onEvent: event => {
       if (event.type === report) found = event.body as EventBody<T>;
       if (event.type !== 'progress') return;
       const { step, steps, phase, values } = event.body;
-      options.onProgress?.({ done: step, total: steps, phase, bytes: values.bytes ?? 0 });
+      onProgress?.({ done: step, total: steps, phase, bytes: values.bytes ?? 0 });
     },
   });
   if (!found) throw new RcmBridgeError('E_PROTOCOL', `The sidecar ended without having ${report} anything.`);

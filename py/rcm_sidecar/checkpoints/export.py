@@ -131,7 +131,7 @@ def model_card(product: Product, layout: str) -> str:
 
 
 def _teacher_name(config: RunConfig) -> str:
-    locator = config.teacher.weights
+    locator = config.teacher_locator
     return locator if ":" in locator else Path(locator).name
 
 
