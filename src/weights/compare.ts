@@ -100,7 +100,7 @@ async function inspect(run: RunJob, config: RcmConfig, locator: string, path: st
     return { ...facts(path, guessed), fits: false, problem: { code: 'E_WEIGHTS_MISMATCH', message, hint } };
   } catch (error) {
     const problem = problemOf(error);
-    const fetch = problem.code === 'E_WEIGHTS_MISSING' ? howToFetch(locator, name) : undefined;
+    const fetch = problem.code === 'E_WEIGHTS_NOT_FOUND' ? howToFetch(locator, name) : undefined;
     return { ...unknown, path, found: true, fits: false, problem: fetch ? { ...problem, hint: fetch } : problem };
   }
 }
