@@ -31,7 +31,11 @@ def source(tmp_path):
     return save_network(small_wan.small_network(torch.float32), tmp_path / "source")
 
 
-@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(sorted(DTYPES)), st.lists(st.sampled_from(STEPS), min_size=1, max_size=2))
+@given(
+    st.sampled_from(sorted(FAMILIES)),
+    st.sampled_from(sorted(DTYPES)),
+    st.lists(st.sampled_from(STEPS), min_size=1, max_size=2),
+)
 @settings(deadline=None, max_examples=10, derandomize=True)
 def test_any_way_round_ends_in_the_same_bytes(tmp_path_factory, family, dtype, steps):
     folder = tmp_path_factory.mktemp("ways")
