@@ -15,6 +15,7 @@ export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
   ...evaluationConflicts(config),
   ...gateConflicts(config),
   ...optimizerConflicts(config),
+  ...attentionConflicts(config),
 ];
 
 const conflict = (path: string, text: string, hint: string): Conflict => ({
@@ -126,4 +127,16 @@ function optimizerConflicts(config: RcmConfigOutput): readonly Conflict[] {
       ),
     ];
   });
+}
+
+function attentionConflicts({ compute }: RcmConfigOutput): readonly Conflict[] {
+  const { attention, device } = compute;
+  if (device === 'cuda' || attention === 'auto' || attention === 'eager') return [];
+  return [
+    conflict(
+      'compute.attention',
+      `is ${attention}, a kernel for GPUs, and compute.device is ${device}`,
+      'Use auto, or compute.device: cuda.',
+    ),
+  ];
 }

@@ -32,7 +32,6 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'compute.profile': [false],
   'compute.activationCheckpointing': ['none', 'block'],
   'compute.offload': ['none'],
-  'compute.attention': ['auto', 'eager'],
   'compute.compile': [false],
   'checkpoints.async': [true],
   'evaluation.prompts': [null, 'builtin:video-8'],

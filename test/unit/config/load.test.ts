@@ -302,6 +302,7 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     /belongs to the cosine schedule/,
     /null/,
   ],
+  ['attention kernel without a GPU', 'compute: { attention: hopper }', 'E_CONFIG_VALUE', /kernel for GPUs/, /auto/],
   ['name that is a path', 'name: ../up', 'E_CONFIG_VALUE', /name takes text of the form/, /./],
   [
     'not yet',
