@@ -102,7 +102,7 @@ def attention(
     (qp, tq), (kp, tk), (vp, tv) = split(q), split(k), split(v)
     factor = 1.0 / math.sqrt(qp.shape[-1]) if scale is None else scale
     dual = isinstance(q, Dual) or isinstance(k, Dual) or isinstance(v, Dual)
-    if not dual and kept is None and qp.shape[-2] * kp.shape[-2] > SMALL_SCORES:
+    if not dual and kept is None and not runs_fused(qp) and qp.shape[-2] * kp.shape[-2] > SMALL_SCORES:
         allowed = None if mask is None else allowed_keys(mask, qp.shape[-2], kp.shape[-2], qp.device)
         return F.scaled_dot_product_attention(qp, kp, vp, attn_mask=allowed, scale=factor)
     tangent = None
