@@ -155,6 +155,7 @@ def main() -> None:
         print(f"8192^3 bf16 again {rates[-1] / 1e12:.1f} TFLOP/s", flush=True)
     report["rows"] = rows
     report["matmul_flops_per_s_all"] = rates
+    report["matmul_flops_per_s"] = max(rates)  # shares are of the best product of the run, whatever heated the chip
     if not options.quick:
         report["two_pass"] = [measure_two_pass(name) for name, row in ROWS.items() if row[2] is None]
         for row in report["two_pass"]:
