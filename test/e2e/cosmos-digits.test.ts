@@ -2,7 +2,7 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { quickRun, runCli, temporaryFolder } from '../cli.ts';
-import { finalWeights, onlyRun, readJson } from '../run-files.ts';
+import { onlyRun, readJson } from '../run-files.ts';
 
 let folder: Awaited<ReturnType<typeof temporaryFolder>>;
 
@@ -19,14 +19,14 @@ const lora = 'student.lora={ rank: 4, alpha: 8, targets: [attention, ffn] }';
 const set = (pairs: readonly string[]): readonly string[] => pairs.flatMap(pair => ['--set', pair]);
 
 describe('Cosmos-Predict2 on digits', () => {
-  it('pretrains a teacher, distils it with LoRA, resumes bit for bit and draws samples', async () => {
+  it('pretrains a teacher, distils it with LoRA and draws samples', async () => {
     const pretrain = ['pretrain.steps=4', 'pretrain.batchSize=16', 'teacher.sampler.steps=2'];
     const words = ['--runs-dir', 'teacher', ...quickRun(1), ...set([...cosmos, ...pretrain])];
     const taught = await runCli(['pretrain', ...words], { cwd: folder.path });
     expect(taught.code, taught.stderr).toBe(0);
     const weights = join(onlyRun(join(folder.path, 'teacher')), 'export', 'official');
 
-    const student = ['checkpoints.everySteps=2', lora, `teacher.weights=${weights}`];
+    const student = [lora, `teacher.weights=${weights}`];
     const distill = ['distill', '--run-dir', './lora', ...quickRun(4), ...set([...cosmos, ...student])];
     const done = await runCli(distill, { cwd: folder.path });
     expect(done.code, done.stderr).toBe(0);
@@ -38,12 +38,6 @@ describe('Cosmos-Predict2 on digits', () => {
       'comfyui.safetensors',
       'official.safetensors',
     ]);
-
-    const straight = finalWeights(runDir);
-    const resumed = await runCli(['resume', './lora', '--from-step', '2'], { cwd: folder.path });
-    expect(resumed.code, resumed.stderr).toBe(0);
-    expect(readJson(join(runDir, 'run.json'))).toMatchObject({ state: 'succeeded', attempt: 2 });
-    expect(finalWeights(runDir)).toEqual(straight);
 
     const sampled = await runCli(['sample', './lora', '--num', '4', '--steps', '1'], { cwd: folder.path });
     expect(sampled.code, sampled.stderr).toBe(0);
