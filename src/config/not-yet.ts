@@ -7,13 +7,12 @@ import { type Path, valueAt } from './layers.ts';
  * Whoever makes a key work removes its line.
  */
 const accepted: Readonly<Record<string, readonly unknown[]>> = {
-  'model.name': ['wan2.1-tiny', 'wan2.1-t2v-1.3b', 'wan2.1-t2v-14b'],
+  'model.name': ['wan2.1-tiny', 'cosmos-predict2-tiny', 'wan2.1-t2v-1.3b', 'wan2.1-t2v-14b'],
   'model.path': [null, 'weights/Wan2.1-T2V-1.3B', '/models/Wan2.1-T2V-1.3B'],
   'model.vae': [null, 'auto'],
   'model.textEncoder': ['labels', 'auto'],
   'teacher.branches': ['auto', 'sequential'],
   'teacher.negative': ['empty', 'default'],
-  'student.lora': [null, { rank: 64, alpha: 64, targets: ['attention', 'ffn'] }],
   'losses.scm.allowNoisyDerivative': [false],
   'data.kind': ['digits', 'latentShards'],
   'data.path': [null, 'data/wan2.1-14b-480p-synthetic', '/data/my-shards'],
