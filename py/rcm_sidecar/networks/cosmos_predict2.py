@@ -220,8 +220,8 @@ class SelfAttention(Attention):
         self, x: DualOrTensor, rotary: Tensor, adapter: Role | None, kept: KeptAttention | None
     ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
-        q = ops.rope(self.queries(x, adapter), rotary, interleaved=False)
-        k = ops.rope(self.keys(x, adapter), rotary, interleaved=False)
+        q = self.q_norm.rotated(self.q_proj(x, adapter), rotary, interleaved=False)
+        k = self.k_norm.rotated(self.k_proj(x, adapter), rotary, interleaved=False)
         v = self.values(x, adapter)
         out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
         return cast(DualOrTensor, self.output_proj(merge_heads(out), adapter))
@@ -330,15 +330,15 @@ class Block(nn.Module):
         kept: KeptAttention | None,
     ) -> DualOrTensor:
         shift, scale, gate = _rows(self.adaln_modulation_self_attn(condition), shared, 3)
-        attended = self.self_attn(ops.modulate(self.norm(x), shift, scale), rotary, adapter, kept)
-        x = ops.gate(x, attended, gate)
+        attended = self.self_attn(self.norm(x, (shift, scale)), rotary, adapter, kept)
 
         pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
-        shift, scale, gate = _rows(self.adaln_modulation_cross_attn(condition), shared, 3)
-        attended = self.cross_attn(ops.modulate(self.norm(x), shift, scale), pair, adapter, kept)
-        x = ops.gate(x, attended, gate)
-        shift, scale, gate = _rows(self.adaln_modulation_mlp(condition), shared, 3)
-        return ops.gate(x, self.mlp(ops.modulate(self.norm(x), shift, scale), adapter), gate)
+        shift, scale, next_gate = _rows(self.adaln_modulation_cross_attn(condition), shared, 3)
+        x, normed = self.norm.after(x, attended, gate, (shift, scale))
+        attended = self.cross_attn(normed, pair, adapter, kept)
+        shift, scale, mlp_gate = _rows(self.adaln_modulation_mlp(condition), shared, 3)
+        x, normed = self.norm.after(x, attended, next_gate, (shift, scale))
+        return ops.gate(x, self.mlp(normed, adapter), mlp_gate)
 
 
 class FinalLayer(nn.Module):
@@ -358,7 +358,7 @@ class FinalLayer(nn.Module):
         """Tokens [B, L, D], condition [B, D], shared [B, 3 D] to patches [B, L, kh kw C], at least float32."""
         part = ops.linear_map(lambda a: a[:, : 2 * a.shape[-1] // 3], shared)
         shift, scale = _rows(self.adaln_modulation(condition), part, 2)
-        return cast(DualOrTensor, self.linear(ops.modulate(self.norm(widened(x)), shift, scale)))
+        return cast(DualOrTensor, self.linear(self.norm(widened(x), (shift, scale))))
 
 
 class CosmosPredict2(nn.Module):

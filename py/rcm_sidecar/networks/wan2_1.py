@@ -135,8 +135,8 @@ class SelfAttention(Attention):
         self, x: DualOrTensor, rotary: Tensor, adapter: Role | None, kept: KeptAttention | None
     ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
-        q = ops.rope(split_heads(self.norm_q(self.q(x, adapter)), self.heads), rotary)
-        k = ops.rope(split_heads(self.norm_k(self.k(x, adapter)), self.heads), rotary)
+        q = self.norm_q.rotated(self.q(x, adapter), rotary, interleaved=True)
+        k = self.norm_k.rotated(self.k(x, adapter), rotary, interleaved=True)
         v = split_heads(self.v(x, adapter), self.heads)
         out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
         return cast(DualOrTensor, self.o(merge_heads(out), adapter))
@@ -221,12 +221,13 @@ class Block(nn.Module):
     ) -> DualOrTensor:
         rows = ops.unbind(token_axis(ops.add(e, self.modulation)), 1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
-        attended = self.self_attn(ops.modulate(self.norm1(x), shift, scale), rotary, adapter, kept)
-        x = ops.gate(x, attended, gate)
+        attended = self.self_attn(self.norm1(x, (shift, scale)), rotary, adapter, kept)
+        x, normed = self.norm3.after(x, attended, gate)
 
         pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
-        x = ops.add(x, self.cross_attn(self.norm3(x), pair, adapter, kept))
-        return ops.gate(x, self.ffn(ops.modulate(self.norm2(x), ffn_shift, ffn_scale), adapter), ffn_gate)
+        attended = self.cross_attn(normed, pair, adapter, kept)
+        x, normed = self.norm2.after(x, attended, modulation=(ffn_shift, ffn_scale))
+        return ops.gate(x, self.ffn(normed, adapter), ffn_gate)
 
 
 class Head(nn.Module):
@@ -246,7 +247,7 @@ class Head(nn.Module):
         """Tokens [B, L, D] and time embedding [B, D] to patches [B, L, kt kh kw C], at least float32."""
         both = ops.add(ops.linear_map(lambda a: a.unsqueeze(1), e), self.modulation)
         shift, scale = ops.unbind(token_axis(both), 1)
-        return cast(DualOrTensor, self.head(ops.modulate(self.norm(widened(x)), shift, scale)))
+        return cast(DualOrTensor, self.head(self.norm(widened(x), (shift, scale))))
 
 
 class Wan21(nn.Module):

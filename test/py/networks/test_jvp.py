@@ -96,6 +96,13 @@ RULES = [
     ("attention", 2),
     ("linear_map", 1),
     ("unbind", 0),
+    ("norm_modulate", 0),
+    ("norm_modulate", 1),
+    ("norm_modulate", 2),
+    ("residual_norm", 0),
+    ("residual_norm", 1),
+    ("residual_norm", 2),
+    ("rms_norm_rope", 0),
 ]
 
 
