@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from network_bench.cases import Case, Inputs, make_inputs, make_network
 from torch import Tensor
 
+from network_bench.cases import Case, Inputs, make_inputs, make_network
 from rcm_sidecar.distributed.fsdp import shard
 from rcm_sidecar.dual import Dual
 from rcm_sidecar.methods.scm import scm_loss
