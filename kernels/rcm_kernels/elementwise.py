@@ -296,7 +296,11 @@ def _heads(x: Tensor) -> Tensor:
 def _vector(x: Tensor, like: Tensor, name: str) -> Tensor:
     """`x` as [B, 1, D] with contiguous rows."""
     batch, _, dim = like.shape
-    if x.shape[-1] != dim or x.ndim not in (1, 3) or (x.ndim == 3 and (x.shape[0] not in (1, batch) or x.shape[1] != 1)):
+    if (
+        x.shape[-1] != dim
+        or x.ndim not in (1, 3)
+        or (x.ndim == 3 and (x.shape[0] not in (1, batch) or x.shape[1] != 1))
+    ):
         raise ValueError(f"{name}: expected [{dim}] or [{batch} or 1, 1, {dim}], got {tuple(x.shape)}")
     wide = x if x.ndim == 3 and x.shape[0] == batch else x.expand(batch, 1, dim)
     return wide if wide.stride(2) == 1 else wide.contiguous()

@@ -115,11 +115,15 @@ def _layer_norm_backward(
     want_x, want_y, *want_sums = wanted
     if not _fused(r, r.shape[-1]):
         computed = reference.layer_norm_backward(grad_r, grad_z, r, stats, y, g, f, one)
-        rows = [grad.to(r.dtype) for grad, want in zip(computed[:2], wanted[:2], strict=True) if want and grad is not None]
+        rows = [
+            grad.to(r.dtype) for grad, want in zip(computed[:2], wanted[:2], strict=True) if want and grad is not None
+        ]
         return [*rows, *(grad for grad, want in zip(computed[2:], want_sums, strict=True) if want and grad is not None)]
     from rcm_kernels import norm_jvp
 
-    grad_x, grad_y = (torch.empty_like(r, memory_format=torch.contiguous_format) if want else None for want in wanted[:2])
+    grad_x, grad_y = (
+        torch.empty_like(r, memory_format=torch.contiguous_format) if want else None for want in wanted[:2]
+    )
     with torch.cuda.device(r.device):
         sums = norm_jvp.launch_backward(
             grad_r, grad_z, r, stats, y, g, f, grad_x, grad_y, (want_sums[0], want_sums[1], want_sums[2]), one

@@ -5,7 +5,7 @@
 
 A row [heads, d] is held as two tiles, the first and the second elements of its pairs, so that the rotation exchanges
 nothing between threads. Arithmetic in float32, one rounding at the end. Bytes moved per element in half precision: 2
-for each of x and dx read, y and dy written; weight and table come from L1 and L2 (a row needs d/2 angles for all heads).
+for each of x and dx read, y and dy written; weight and table come from L1 and L2 (a row has d/2 angles for all heads).
 The backward reads dL/dy and x and writes dL/dx; the weight's sums are taken per program and added in a fixed order.
 """
 
@@ -67,7 +67,7 @@ def _weight(W, head, H: tl.constexpr, SPAN: tl.constexpr, HALF: tl.constexpr, PA
 
 @triton.jit
 def _angles(TABLE, position, SPAN: tl.constexpr, HALF: tl.constexpr):
-    """cos and sin [1, HALF] of a position; the table has them side by side."""
+    """Cos and sin [1, HALF] of a position; the table has them side by side."""
     zero = tl.zeros([1, 1], tl.int32)
     return _load(TABLE, position * SPAN, zero, 1, SPAN, HALF, True)
 

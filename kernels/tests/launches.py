@@ -26,7 +26,11 @@ def layer_norm_backward(grad_r, grad_z, r, stats, y, g, f, one, shift):
     wanted = (g is not None, f is not None, shift)
     sums = norm_jvp.launch_backward(grad_r, grad_z, r, stats, y, g, f, grad_x, grad_y, wanted, one)
     # Without a norm the gradient of x is that of r, and nothing is launched for it.
-    return (grad_r if grad_x is None else grad_x), grad_y, *(None if a is None else a.sum(1, keepdim=True) for a in sums)
+    return (
+        (grad_r if grad_x is None else grad_x),
+        grad_y,
+        *(None if a is None else a.sum(1, keepdim=True) for a in sums),
+    )
 
 
 def rms_norm(x, tx, weight, table, interleaved, eps):

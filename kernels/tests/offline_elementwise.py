@@ -1,6 +1,6 @@
 """Compile the elementwise kernels for a GPU that is not there: registers, spills and the widths of memory accesses.
 
-    python offline_elementwise.py <case> ...      prints one JSON line a case
+python offline_elementwise.py <case> ...      prints one JSON line a case
 """
 
 import json

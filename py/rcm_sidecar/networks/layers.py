@@ -11,7 +11,6 @@ from rcm_sidecar.dual import DualOrTensor, ops
 from rcm_sidecar.dual.number import wide_dtype, widen
 from rcm_sidecar.networks.inputs import Role
 
-
 Modulation: TypeAlias = tuple[DualOrTensor, DualOrTensor]
 """(shift, scale), each [B, 1, D]."""
 
@@ -78,9 +77,7 @@ class LayerNorm(nn.Module):
         self, x: DualOrTensor, y: DualOrTensor, gate: DualOrTensor | None = None, modulation: Modulation | None = None
     ) -> tuple[DualOrTensor, DualOrTensor]:
         """The residual x + y gate [B, L, D] (x + y without a gate), and this norm of it."""
-        return ops.residual_norm(
-            x, y, gate, weight=self.weight, bias=self.bias, modulation=modulation, eps=self.eps
-        )
+        return ops.residual_norm(x, y, gate, weight=self.weight, bias=self.bias, modulation=modulation, eps=self.eps)
 
 
 class RmsNorm(nn.Module):
