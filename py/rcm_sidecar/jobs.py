@@ -10,6 +10,7 @@ import msgspec
 from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
+from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
 from rcm_sidecar.protocol import DistillStart, EndBody, RunStart, SampleStart, TrainingStart, WeightsStart
 from rcm_sidecar.sample_job import run_sample
@@ -47,6 +48,7 @@ def _run_training(start: TrainingStart, link: JobLink) -> EndBody:
     resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
     threads = config.compute.threads if resumed is None else resumed[1].environment.threads
     environment = set_up(config.compute.device, threads, config.compute.deterministic)
+    choose_kernels(config.compute.attention)
     if resumed is not None:
         check_drift(resumed[1], environment, start.allow_drift, link)
     trained = _set_up(start, config, resumed)

@@ -30,6 +30,8 @@ const family: Family<CosmosSizes> = {
   maxLatent: () => [128, 240, 240],
   problems: sizes => [...headProblems(sizes), ...patchProblems(sizes)],
   parameters,
+  narrowest: ({ dim, textDim, mlpRatio }, target) =>
+    Math.min(dim, target === 'attention' ? textDim : roundHalfEven(dim * mlpRatio)),
 };
 
 function patchProblems({ patchSize: [frames, rows, columns] }: CosmosSizes): readonly SizeProblem[] {

@@ -13,7 +13,7 @@ import { findRun } from './store.ts';
 import { locateWeights, teacherLocator } from './weights.ts';
 
 const studentSteps = 4;
-const exportLayouts = ['official', 'diffusers'];
+const exportLayouts = ['official', 'diffusers', 'comfyui'];
 
 /** @throws E_RUN_NOT_FOUND, E_WEIGHTS_*, E_PYTHON_*, E_SIDECAR_*, E_ABORTED */
 export async function drawSamples(context: BridgeContext, name: string, options: SampleOptions): Promise<SampleResult> {

@@ -26,7 +26,7 @@ export interface ComparedWeights extends NamedWeights {
   readonly tensors: number | null;
   readonly dtypes: WeightsInspection['dtypes'] | null;
   readonly bytes: number | null;
-  /** Whether they are exactly the weights of the config's network; null when they were not compared. */
+  /** Whether they are exactly the weights of the config's network; null when they were not compared, as adapters. */
   readonly fits: boolean | null;
   readonly problem: WeightsProblem | null;
 }
@@ -58,22 +58,22 @@ export async function compareWeights(
   signal?: AbortSignal,
 ): Promise<WeightsComparison> {
   const named = namedWeights(config);
-  const located = new Map(named.map(({ locator }) => [locator, locate(locator, config)]));
-  const there = [...located.values()].some(({ found }) => found);
-  const notCompared = there ? await whyNoPython(context, signal) : null;
-  if (there && notCompared === null) {
-    await withSidecar(context, { signal }, async run => {
-      for (const [locator, { path }] of located) {
-        if (path !== null) located.set(locator, await inspect(run, config, locator, path));
-      }
-    });
-  }
-  return { weights: named.map(one => ({ ...one, ...(located.get(one.locator) ?? unknown) })), notCompared };
+  const located = named.map(one => ({ ...one, ...locate(one, config) }));
+  const comparable = located.filter(({ found, adapter }) => found && !adapter);
+  const notCompared = comparable.length > 0 ? await whyNoPython(context, signal) : null;
+  if (comparable.length === 0 || notCompared !== null) return { weights: located, notCompared };
+  const inspected = new Map<string, Found>();
+  await withSidecar(context, { signal }, async run => {
+    for (const { locator, path } of comparable) {
+      if (path !== null && !inspected.has(locator)) inspected.set(locator, await inspect(run, config, locator, path));
+    }
+  });
+  return { weights: located.map(one => ({ ...one, ...(one.adapter ? {} : inspected.get(one.locator)) })), notCompared };
 }
 
-function locate(locator: string, { model }: RcmConfig): Found {
+function locate({ locator, adapter }: NamedWeights, { model }: RcmConfig): Found {
   try {
-    return { ...unknown, path: locateWeights(locator, model.name), found: true };
+    return { ...unknown, path: locateWeights(locator, adapter ? undefined : model.name), found: true };
   } catch (error) {
     return { ...unknown, problem: problemOf(error) };
   }

@@ -7,6 +7,7 @@ Everything else (autograd, Duals, what a checkpoint keeps) is the same for eager
 from __future__ import annotations
 
 import math
+import os
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from rcm_sidecar.dual.number import Dual, DualOrTensor, join, split, widen
 
 Mask: TypeAlias = None | Literal["causal"] | tuple[Literal["block-causal"], int]
+
+KERNELS_VARIABLE = "RCM_KERNELS_ATTENTION"
 
 # Below this many scores per head, one batched product per step beats the tiled kernel behind torch's own attention
 # (measured on a CPU at 16 tokens: 0.37 ms against 0.52 forward, 0.4 against 1.2 backward).
@@ -102,7 +105,8 @@ def attention(
     (qp, tq), (kp, tk), (vp, tv) = split(q), split(k), split(v)
     factor = 1.0 / math.sqrt(qp.shape[-1]) if scale is None else scale
     dual = isinstance(q, Dual) or isinstance(k, Dual) or isinstance(v, Dual)
-    if not dual and kept is None and qp.shape[-2] * kp.shape[-2] > SMALL_SCORES:
+    large = qp.shape[-2] * kp.shape[-2] > SMALL_SCORES
+    if large and not dual and kept is None and not runs_fused(qp):
         allowed = None if mask is None else allowed_keys(mask, qp.shape[-2], kp.shape[-2], qp.device)
         return F.scaled_dot_product_attention(qp, kp, vp, attn_mask=allowed, scale=factor)
     tangent = None
@@ -120,7 +124,17 @@ def attention(
 
 def runs_fused(q: Tensor) -> bool:
     """Whether `rcm_kernels` computes attention of `q`. On a CPU the explicit rules below are faster at small sizes."""
-    return q.is_cuda
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+
+
+def choose_kernels(name: Literal["auto", "hopper", "triton", "eager"]) -> None:
+    """Let all attention of this process run on the kernels of `compute.attention`; auto leaves the choice to dispatch.
+
+    The choice is kept where `rcm_kernels` reads it, in the environment, because gradients are computed on threads of
+    their own and a recomputation has to run on the same kernels as the forward.
+    """
+    if name != "auto":
+        os.environ[KERNELS_VARIABLE] = name
 
 
 def forward_kernel(

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, cast, get_args
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rcm_sidecar.dual import DualOrTensor, checkpoint_block, ops, primal_of
+from rcm_sidecar.dual import DualOrTensor, ops, primal_of
 from rcm_sidecar.dual.attention import KeptAttention
 from rcm_sidecar.errors import ConfigError
-from rcm_sidecar.networks.inputs import Checkpointing, Residual, Role, Target, check_adapter, check_inputs, one_of
+from rcm_sidecar.networks.blocks import run_block, text_pair
+from rcm_sidecar.networks.inputs import Checkpointing, Choice, Role, Target, check_adapter, check_inputs, check_sizes
 from rcm_sidecar.networks.layers import (
     FeedForward,
     Gelu,
@@ -30,6 +31,7 @@ from rcm_sidecar.networks.layers import (
     patchify,
     split_heads,
     token_axis,
+    token_grid,
     unpatchify,
     widened,
 )
@@ -70,14 +72,7 @@ class WanConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that fit no network."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if any(part <= 0 for part in (value if isinstance(value, tuple) else (value,))):
-                raise ConfigError("E_NETWORK_SIZE", f"{field.name} must be positive, not {value!r}")
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ConfigError(
-                "E_NETWORK_SIZE", f"dim {self.dim} does not split into {self.num_heads} heads of even size"
-            )
+        check_sizes(self)
         if self.freq_dim % 2:
             raise ConfigError("E_NETWORK_SIZE", f"freq_dim must be even, not {self.freq_dim}")
 
@@ -213,12 +208,10 @@ class Block(nn.Module):
             [B, L, D] in the dtype of `x`.
         """
 
-        def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None = None) -> DualOrTensor:
+        def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None) -> DualOrTensor:
             return self._body(x, e, text, rotary, adapter, kv_cache, kept)
 
-        if checkpointing == "none" or not torch.is_grad_enabled():
-            return body(x, e, text)
-        return checkpoint_block(body, x, e, text, keep_attention=checkpointing == "asymmetric")
+        return run_block(body, x, e, text, checkpointing=checkpointing)
 
     def _body(
         self,
@@ -235,10 +228,7 @@ class Block(nn.Module):
         attended = self.self_attn(ops.modulate(self.norm1(x), shift, scale), rotary, adapter, kept)
         x = ops.gate(x, attended, gate)
 
-        def keys_values() -> tuple[Tensor, Tensor]:
-            return self.cross_attn.keys_values(text, adapter)
-
-        pair = keys_values() if kv_cache is None else kv_cache.get(self.index, keys_values)
+        pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
         x = ops.add(x, self.cross_attn(self.norm3(x), pair, adapter, kept))
         return ops.gate(x, self.ffn(ops.modulate(self.norm2(x), ffn_shift, ffn_scale), adapter), ffn_gate)
 
@@ -281,6 +271,8 @@ class Wan21(nn.Module):
         spec: Facts.
     """
 
+    activation_checkpointing = Choice("none", "block", "asymmetric")
+    residual = Choice("bf16", "fp32")
     wide_parts = ("time_embedding", "time_projection", "head")
     lora_targets: Mapping[Target, tuple[str, ...]] = {
         "attention": tuple(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"),
@@ -292,8 +284,6 @@ class Wan21(nn.Module):
         self.config = config
         self.spec = spec
         self.adapters: tuple[Role, ...] = ()
-        self._checkpointing: Checkpointing = "none"
-        self._residual: Residual = "bf16"
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
         self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), Gelu("tanh"), Linear(dim, dim))
@@ -332,7 +322,7 @@ class Wan21(nn.Module):
         check_adapter(adapter, self.adapters)
         if kv_cache is not None:
             kv_cache.bind(text, adapter)
-        grid = self._grid(primal_of(x))
+        grid = token_grid(primal_of(x), self.config.patch_size)
         tokens = self._embed_patches(x)
         time = self.time_embedding(ops.sinusoid(t, self.config.freq_dim))
         modulation = ops.linear_map(lambda a: a.unflatten(-1, (6, -1)), self.time_projection(time))
@@ -340,27 +330,9 @@ class Wan21(nn.Module):
         value = primal_of(tokens)
         rotary = self._rotary.get(grid, value.dtype, value.device)
         for block in self.blocks:
-            tokens = block(tokens, modulation, states, rotary, adapter, kv_cache, self._checkpointing)
+            tokens = block(tokens, modulation, states, rotary, adapter, kv_cache, self.activation_checkpointing)
         patches = self.head(tokens, time)
         return ops.linear_map(lambda a: unpatchify(a, grid, self.config.patch_size), patches)
-
-    @property
-    def activation_checkpointing(self) -> Checkpointing:
-        """How blocks keep activations for backward."""
-        return self._checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, value: Checkpointing) -> None:
-        self._checkpointing = one_of("activation checkpointing", value, get_args(Checkpointing))
-
-    @property
-    def residual(self) -> Residual:
-        """Dtype of the residual stream under half-precision weights."""
-        return self._residual
-
-    @residual.setter
-    def residual(self, value: Residual) -> None:
-        self._residual = one_of("residual", value, get_args(Residual))
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights (wan2.1.md 2.6): the head is zero, so the output is; norms start as identity."""
@@ -370,11 +342,7 @@ class Wan21(nn.Module):
     def _embed_patches(self, x: DualOrTensor) -> DualOrTensor:
         patches = ops.linear_map(lambda a: patchify(a, self.config.patch_size), x)
         tokens = ops.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
-        return widened(tokens) if self._residual == "fp32" else tokens
-
-    def _grid(self, x: Tensor) -> tuple[int, int, int]:
-        kt, kh, kw = self.config.patch_size
-        return x.shape[2] // kt, x.shape[3] // kh, x.shape[4] // kw
+        return widened(tokens) if self.residual == "fp32" else tokens
 
 
 def _initialise(name: str, weight: Tensor, dim: int, generator: torch.Generator | None) -> None:
