@@ -1,6 +1,6 @@
 /** Whether the weights a config names are there and are those of its network: from their headers, nothing is loaded. */
 import type { RcmConfig } from '../config/types.ts';
-import { type ErrorCode, errorCodes, isRcmBridgeError, type RcmBridgeError } from '../errors/index.ts';
+import { type ErrorCode, errorCodes, isRcmBridgeError } from '../errors/index.ts';
 import { networkNames, type Overrides, sizedNetwork } from '../models/registry.ts';
 import type { WeightsInspection } from '../protocol/messages.ts';
 import type { BridgeContext } from '../runs/context.ts';
@@ -100,7 +100,7 @@ async function inspect(run: RunJob, config: RcmConfig, locator: string, path: st
     return { ...facts(path, guessed), fits: false, problem: { code: 'E_WEIGHTS_MISMATCH', message, hint } };
   } catch (error) {
     const problem = problemOf(error);
-    const fetch = problem.code === 'E_WEIGHTS_MISSING' ? howToFetch(locator, name) : undefined;
+    const fetch = problem.code === notFound ? howToFetch(locator, name) : undefined;
     return { ...unknown, path, found: true, fits: false, problem: fetch ? { ...problem, hint: fetch } : problem };
   }
 }
@@ -116,10 +116,14 @@ const facts = (path: string, { layout, network, tensors, dtypes, bytes }: Weight
   bytes,
 });
 
+const notFound = 'E_WEIGHTS_NOT_FOUND';
+const unusableWeights = 5;
+
 /** Errors about the weights themselves are findings; others end the comparison. */
 function problemOf(error: unknown): WeightsProblem {
-  if (!isRcmBridgeError(error) || !error.code.startsWith('E_WEIGHTS_')) throw error;
-  const { code, message, hint } = error as RcmBridgeError;
+  if (!isRcmBridgeError(error)) throw error;
+  const { code, message, hint } = error;
+  if (code !== notFound && errorCodes[code].exitCode !== unusableWeights) throw error;
   return { code, message, hint: sentence(hint || errorCodes[code].fix) };
 }
 

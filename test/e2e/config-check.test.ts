@@ -76,7 +76,7 @@ describe('config check', () => {
     const roles = { teacher: './cosmos/model.pt', student: './missing-shard', critic: './deeper.safetensors' };
     const { code, stdout, stderr } = await check('wan', roles, ['--json']);
     expect(code, stderr).toBe(3);
-    expect(stderr).toMatch(/^E_WEIGHTS_MISSING: student\.init: .*00002-of-00002.* \(2 more\)\n.+\n$/);
+    expect(stderr).toMatch(/^E_WEIGHTS_NOT_FOUND: student\.init: .*00002-of-00002.* \(2 more\)\n.+\n$/);
     const problem = (code: string, hint: RegExp) => ({ code, hint: expect.stringMatching(hint) });
     expect(JSON.parse(stdout)).toMatchObject({
       valid: false,
@@ -86,7 +86,7 @@ describe('config check', () => {
           network: { name: 'cosmos-predict2-tiny' },
           problem: problem('E_WEIGHTS_MISMATCH', /cosmos-predict2-tiny with .*adalnLoraDim 4/),
         },
-        { fits: false, found: true, network: null, problem: problem('E_WEIGHTS_MISSING', /fetch/i) },
+        { fits: false, found: true, network: null, problem: problem('E_WEIGHTS_NOT_FOUND', /fetch/i) },
         { fits: false, problem: problem('E_WEIGHTS_MISMATCH', /^They fit with model\.overrides\.numLayers=3\.$/) },
       ],
     });

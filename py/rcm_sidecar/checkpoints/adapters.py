@@ -74,7 +74,7 @@ def load_adapter(net: Network, role: Role, path: str | PathLike[str]) -> None:
     """Fill the adapters of `role` from a file of either layout; strict, and the file's alpha must be theirs.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT (a whole network), or
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT (a whole network), or
             E_WEIGHTS_MISMATCH, which names the first five keys that do not fit. `net` is unchanged then.
         ConfigError: E_ADAPTER_UNKNOWN.
     """

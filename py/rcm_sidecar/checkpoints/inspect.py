@@ -80,7 +80,7 @@ def inspect_weights(
         overrides: Of `model`, as arguments of `networks.build`.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
         ConfigError: E_NETWORK_*, for a model that does not exist.
     """
     return inspect_open(open_network(Path(path)), model, overrides)

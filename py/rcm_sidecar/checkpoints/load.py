@@ -47,7 +47,7 @@ def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
         What was found.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT, or
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT, or
             E_WEIGHTS_MISMATCH, which names the first five keys that do not fit. `net` is unchanged then.
     """
     weights = open_network(Path(path))

@@ -29,7 +29,7 @@ def open_weights(path: Path) -> dict[str, LazyTensor]:
     """Everything in a file, folder or sharded index; only headers are read.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
     """
     tensors: dict[str, LazyTensor] = {}
     for file in weights_files(path):
@@ -45,7 +45,7 @@ def open_weights(path: Path) -> dict[str, LazyTensor]:
 def weights_files(path: Path) -> list[Path]:
     """The files that hold the weights of `path`, a file, folder or sharded index; errors as `open_weights`."""
     if not path.exists():
-        raise WeightsError("E_WEIGHTS_MISSING", f"no weights at {path}", "check the path, or fetch the file first")
+        raise WeightsError("E_WEIGHTS_NOT_FOUND", f"no weights at {path}", "check the path, or fetch the file first")
     if path.is_dir():
         return _files_in(path)
     if path.name.endswith(_INDEX):
@@ -72,7 +72,7 @@ def _files_in(folder: Path) -> list[Path]:
             return found
         if found:
             raise WeightsError("E_WEIGHTS_LAYOUT", f"{folder} holds several weights files", "name the one to load")
-    raise WeightsError("E_WEIGHTS_MISSING", f"no weights file in {folder}", "known: .safetensors, .pth, .pt")
+    raise WeightsError("E_WEIGHTS_NOT_FOUND", f"no weights file in {folder}", "known: .safetensors, .pth, .pt")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -84,7 +84,7 @@ def _shards(index: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise WeightsError("E_WEIGHTS_UNREADABLE", f"{index} names {name!r}, which is no file beside it")
         if not (index.parent / name).is_file():
-            raise WeightsError("E_WEIGHTS_MISSING", f"{index.name} names {name}, which is missing", "fetch it again")
+            raise WeightsError("E_WEIGHTS_NOT_FOUND", f"{index.name} names {name}, which is missing", "fetch it again")
     return [index.parent / name for name in names]
 
 

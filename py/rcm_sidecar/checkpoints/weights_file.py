@@ -49,7 +49,7 @@ def open_network(path: Path) -> WeightsFile:
     """Open weights of any supported layout.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
     """
     stored = open_weights(path)
     names, prefix = strip_prefixes(stored)
