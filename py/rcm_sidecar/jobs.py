@@ -12,12 +12,13 @@ from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
 from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
-from rcm_sidecar.protocol import DistillStart, EndBody, RunStart, SampleStart, TrainingStart
+from rcm_sidecar.protocol import DistillStart, EndBody, RunStart, SampleStart, TrainingStart, WeightsStart
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.determinism import set_up
 from rcm_sidecar.training.loop import TrainingLoop, check_drift
 from rcm_sidecar.training.products import Products
 from rcm_sidecar.training.setup import Trained, set_up_distillation, set_up_pretraining
+from rcm_sidecar.weights_job import run_weights
 
 
 def run_job(start: RunStart, link: JobLink) -> EndBody:
@@ -36,6 +37,8 @@ def run_job(start: RunStart, link: JobLink) -> EndBody:
     """
     if isinstance(start, SampleStart):
         return run_sample(start, link)
+    if isinstance(start, WeightsStart):
+        return run_weights(start, link)
     return _run_training(start, link)
 
 

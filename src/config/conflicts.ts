@@ -1,12 +1,6 @@
 import type { RcmConfigOutput } from './blocks/index.ts';
-import type { Path } from './layers.ts';
-
-/** Values that are right by themselves but do not fit each other. */
-export interface Conflict {
-  readonly path: Path;
-  readonly text: string;
-  readonly hint: string;
-}
+import { type Conflict, conflict } from './conflict.ts';
+import { findSizeConflicts } from './sizes.ts';
 
 /** Conflicts between keys, first the cheap ones; empty if there is none. */
 export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
@@ -15,15 +9,16 @@ export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
   ...evaluationConflicts(config),
   ...gateConflicts(config),
   ...optimizerConflicts(config),
+  ...weightsConflicts(config),
   ...attentionConflicts(config),
   ...loraConflicts(config),
+  ...findSizeConflicts(config),
 ];
 
-const conflict = (path: string, text: string, hint: string): Conflict => ({
-  path: path.split('.'),
-  text: `${path} ${text}.`,
-  hint,
-});
+function weightsConflicts({ model, teacher }: RcmConfigOutput): readonly Conflict[] {
+  if (teacher.weights !== 'model' || model.path !== null) return [];
+  return [conflict('teacher.weights', 'is model, but model.path is null', 'Set model.path to the downloaded folder.')];
+}
 
 function batchConflicts({ schedule }: RcmConfigOutput): readonly Conflict[] {
   const { batchSize, microBatchSize } = schedule;

@@ -182,7 +182,7 @@ def _adapter_card(product: Product, settings: Lora, teacher_key: str) -> str:
 
 
 def _teacher_name(config: RunConfig) -> str:
-    locator = config.teacher.weights
+    locator = config.teacher_locator
     return locator if ":" in locator else Path(locator).name
 
 

@@ -85,6 +85,8 @@ PRESETS: Mapping[str, WanConfig] = {
 
 _480P = ((480, 832), (832, 480), (640, 640), (480, 640), (640, 480))
 _720P = ((720, 1280), (1280, 720), (960, 960), (720, 960), (960, 720))
+# Positions along each axis in the published tables, in the original code and in diffusers.
+_POSITIONS = 1024
 _PIXEL_SIZES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "wan2.1-t2v-1.3b": _480P,
     "wan2.1-t2v-14b": _480P + _720P,
@@ -93,6 +95,7 @@ _PIXEL_SIZES: Mapping[str, tuple[tuple[int, int], ...]] = {
 
 def make(name: str, config: WanConfig) -> Wan21:
     """The network of `config`, parameters allocated but not initialised."""
+    kt, kh, kw = config.patch_size
     spec = NetworkSpec(
         name=name,
         family="wan2.1",
@@ -106,6 +109,7 @@ def make(name: str, config: WanConfig) -> Wan21:
         sampler_times=(1.5, 1.4, 1.0),
         teacher_shift=5.0,
         pixel_sizes=_PIXEL_SIZES.get(name, ()),
+        max_latent=(_POSITIONS * kt, _POSITIONS * kh, _POSITIONS * kw),
     )
     return Wan21(config, spec)
 
@@ -311,7 +315,7 @@ class Wan21(nn.Module):
             [B, out_dim, T, H, W], at least float32: a Tensor, or a Dual when `x` or `t` is one.
 
         Raises:
-            ValueError: Shapes that do not fit.
+            ValueError: Shapes that do not fit, or sides beyond the last rotary position.
             TypeError: Time in half precision (it would make the derivative wrong by half).
             ConfigError: E_ADAPTER_UNKNOWN, an adapter this network does not have.
         """

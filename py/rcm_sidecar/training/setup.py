@@ -99,7 +99,7 @@ def set_up_distillation(config: RunConfig, check: bool) -> Trained:
     Raises:
         WeightsError: weights that do not fit, or E_TEACHER_CHECK.
     """
-    path = locate(config.teacher.weights)
+    path = locate(config.teacher_locator)
     teacher = load_frozen(config.model, path)
     table = load_table(folder_of(path), teacher)
     condition = conditioning(table, config.teacher.negative)

@@ -149,7 +149,7 @@ def test_shards(net, other, tmp_path):
     assert_same(net, other)
     load_network(small_network(torch.float32, seed=5), folder / "diffusion_pytorch_model.safetensors.index.json")
     shards[1].unlink()
-    refused(other, folder, "E_WEIGHTS_MISSING", shards[1].name)
+    refused(other, folder, "E_WEIGHTS_NOT_FOUND", shards[1].name)
 
 
 def test_saving_again_replaces_and_removes_stale_shards(net, other, tmp_path):
@@ -316,8 +316,8 @@ class Payload:
 
 
 def test_bad_files(net, other, tmp_path):
-    refused(other, tmp_path / "none.safetensors", "E_WEIGHTS_MISSING")
-    refused(other, tmp_path, "E_WEIGHTS_MISSING", "no weights file")
+    refused(other, tmp_path / "none.safetensors", "E_WEIGHTS_NOT_FOUND")
+    refused(other, tmp_path, "E_WEIGHTS_NOT_FOUND", "no weights file")
     for suffix in ("safetensors", "pth"):
         file = tmp_path / f"bad.{suffix}"
         file.write_bytes(b"")
