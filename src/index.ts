@@ -53,3 +53,4 @@ export type {
   WeightsProgress,
   WeightsVerification,
 } from './weights/jobs.ts';
+export type { ListedNetwork, Release, WeightsList } from './weights/list.ts';

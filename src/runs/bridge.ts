@@ -8,6 +8,7 @@ import { AbortedError, throwIfAborted } from '../errors/index.ts';
 import { silentLogger } from '../logging/logger.ts';
 import type { WeightsInspection } from '../protocol/messages.ts';
 import type { ConvertOptions, WeightsConversion, WeightsOptions, WeightsVerification } from '../weights/jobs.ts';
+import type { WeightsList } from '../weights/list.ts';
 import type { CheckOptions, ConfigCheck } from './check-config.ts';
 import type { BridgeContext, Interpreter } from './context.ts';
 import type { RunPlan } from './dry-run.ts';
@@ -50,6 +51,8 @@ export interface Bridge extends AsyncDisposable {
   };
   /** Weight files of known networks: a locator is a path or `builtin:NAME`. */
   readonly weights: {
+    /** The networks of this version, where their weights are published, and copies on this machine. */
+    list(): Promise<WeightsList>;
     /** What they are, from their headers, and whether they fit a network. Takes a moment at any size. */
     inspect(weights: string, options?: WeightsOptions): Promise<WeightsInspection>;
     /** Reads all of them. @throws E_WEIGHTS_* with what is wrong */
@@ -155,6 +158,10 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
       },
     },
     weights: {
+      list: async () => {
+        const { listWeights } = await import('../weights/list.ts');
+        return listWeights();
+      },
       inspect: async (weights, weightsOptions = {}) => {
         refuseClosed(closed);
         const { inspectWeights } = await import('../weights/jobs.ts');

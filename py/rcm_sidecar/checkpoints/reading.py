@@ -6,6 +6,7 @@ import io
 import json
 import math
 import mmap
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ _OFFICIAL = "diffusion_pytorch_model"
 _CONTAINERS = ("state_dict", "model", "module")
 # Other networks in a downloaded or exported folder, never the transformer.
 _OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer", "conditioner")
+
+_FOREIGN = re.compile(r"(?:Unsupported|Trying to load unsupported|Blocked) (?:global|GLOBAL)\S*:? (?:GLOBAL )?([\w.]+)")
+_PICKLE_BEGIN = b"\x80"
 
 
 def open_weights(path: Path) -> dict[str, LazyTensor]:
@@ -118,7 +122,7 @@ def _open_pickle(file: Path) -> dict[str, LazyTensor]:
         with torch.serialization.safe_globals([io.BytesIO]):
             content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for the same cause
-        raise _unreadable(file, error) from error
+        raise _why_not_unpickled(file, error) from error
     content = _unwrapped(content)
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if not isinstance(value, io.BytesIO)}
@@ -170,6 +174,21 @@ def _unwrapped(content: Any) -> Any:
 def _refuse_empty(file: Path) -> None:
     if file.stat().st_size == 0:
         raise WeightsError("E_WEIGHTS_EMPTY", f"{file} is empty", "download or export the file again")
+
+
+def _why_not_unpickled(file: Path, error: Exception) -> WeightsError:
+    if found := _FOREIGN.search(str(error)):
+        message = f"{file} asks for code to be run ({found[1]}), which is refused"
+        return WeightsError("E_WEIGHTS_UNREADABLE", message, "use a file of tensors only, best a .safetensors file")
+    if _begins_like_a_pickle(file):
+        message = f"{file} is in PyTorch's format from before version 1.6, which cannot be mapped"
+        return WeightsError("E_WEIGHTS_UNREADABLE", message, "load it where you trust it and save it again")
+    return _unreadable(file, error)
+
+
+def _begins_like_a_pickle(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(1) == _PICKLE_BEGIN
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
