@@ -71,7 +71,7 @@ def content_key(path: Path) -> str:
     folder = folder_of(path)
     files = [path, folder / CONDITIONER_FILE] if path.is_file() else sorted(folder.iterdir())
     weights = [file for file in files if file.suffix in (".safetensors", ".pth", ".pt") and file.is_file()]
-    return teacher_key({file.name: file.read_bytes() for file in weights})
+    return teacher_key({file.name: file for file in weights})
 
 
 def load_source(path: Path) -> Source:
