@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
 from rcm_sidecar.dual import DualOrTensor, ops, primal_of
 from rcm_sidecar.dual.attention import KeptAttention
 from rcm_sidecar.errors import ConfigError
@@ -217,13 +218,18 @@ class SelfAttention(Attention):
     """Attention among the tokens, with rotary positions (half-split pairs)."""
 
     def forward(
-        self, x: DualOrTensor, rotary: Tensor, adapter: Role | None, kept: KeptAttention | None
+        self,
+        x: DualOrTensor,
+        rotary: Tensor,
+        adapter: Role | None,
+        kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
-        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
+        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]; with a `share`, L are this process's tokens."""
         q = self.q_norm.rotated(self.q_proj(x, adapter), rotary, interleaved=False)
         k = self.k_norm.rotated(self.k_proj(x, adapter), rotary, interleaved=False)
         v = self.values(x, adapter)
-        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
+        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept, share=share)
         return cast(DualOrTensor, self.output_proj(merge_heads(out), adapter))
 
 
@@ -290,6 +296,7 @@ class Block(nn.Module):
         adapter: Role | None = None,
         kv_cache: TextCache | None = None,
         checkpointing: Checkpointing = "none",
+        share: TokenShare | None = None,
     ) -> DualOrTensor:
         """One block.
 
@@ -302,6 +309,7 @@ class Block(nn.Module):
             adapter: LoRA role; the recomputation gets the one of this call.
             kv_cache: Text keys and values of earlier passes, in no-grad passes only.
             checkpointing: How activations are kept for backward.
+            share: How the tokens are shared by several processes; `x` and `rotary` are this one's.
 
         Returns:
             [B, L, D] in the dtype of `x`.
@@ -314,7 +322,7 @@ class Block(nn.Module):
             text: Tensor,
             kept: KeptAttention | None,
         ) -> DualOrTensor:
-            return self._body(x, condition, shared, text, rotary, adapter, kv_cache, kept)
+            return self._body(x, condition, shared, text, rotary, adapter, kv_cache, kept, share)
 
         return run_block(body, x, condition, shared, text, checkpointing=checkpointing)
 
@@ -328,9 +336,10 @@ class Block(nn.Module):
         adapter: Role | None,
         kv_cache: TextCache | None,
         kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
         shift, scale, gate = _rows(self.adaln_modulation_self_attn(condition), shared, 3)
-        attended = self.self_attn(self.norm(x, (shift, scale)), rotary, adapter, kept)
+        attended = self.self_attn(self.norm(x, (shift, scale)), rotary, adapter, kept, share)
 
         pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
         shift, scale, next_gate = _rows(self.adaln_modulation_cross_attn(condition), shared, 3)
@@ -371,6 +380,7 @@ class CosmosPredict2(nn.Module):
             well. Both recompute the primal only.
         residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
         adapters: LoRA roles attached by `lora.attach`.
+        context: The processes that share every sample's tokens, None for one; set before sharding.
         wide_parts: The time path and the head, whose weights stay float32 when the others are stored in half precision.
         lora_targets: The linear layers of a block by LoRA target.
 
@@ -392,6 +402,7 @@ class CosmosPredict2(nn.Module):
         self.config = config
         self.spec = spec
         self.adapters: tuple[Role, ...] = ()
+        self.context: ContextGroup | None = None
         self.x_embedder = PatchEmbedding(config)
         self.t_embedder = nn.Sequential(nn.Identity(), TimeMlp(config.dim))
         self.t_embedding_norm = RmsNorm(config.dim, config.eps)
@@ -430,16 +441,22 @@ class CosmosPredict2(nn.Module):
             kv_cache.bind(text, adapter)
         patch = self.config.patch_size
         grid = token_grid(primal_of(x), self.config.patch_size)
-        tokens = self.x_embedder(ops.linear_map(lambda a: patchify(a, patch), x))
+        share = None if self.context is None else self.context.share(math.prod(grid))
+        patches = ops.linear_map(lambda a: patchify(a, patch), x)
+        tokens = self.x_embedder(patches if share is None else share.split(patches))
         tokens = widened(tokens) if self.residual == "fp32" else tokens
         features = ops.sinusoid(t, self.config.dim)
         shared = self.t_embedder(features)
         condition = ops.silu(self.t_embedding_norm(features))
         value = primal_of(tokens)
         rotary = self._rotary.get(grid, value.dtype, value.device)
+        rotary = rotary if share is None else share.own_rows(rotary)
         for block in self.blocks:
-            tokens = block(tokens, condition, shared, text, rotary, adapter, kv_cache, self.activation_checkpointing)
+            tokens = block(
+                tokens, condition, shared, text, rotary, adapter, kv_cache, self.activation_checkpointing, share
+            )
         patches = self.final_layer(tokens, condition, shared)
+        patches = patches if share is None else share.gather(patches)
         return ops.linear_map(lambda a: unpatchify(a, grid, patch), patches)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:

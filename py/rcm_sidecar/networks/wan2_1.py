@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
 from rcm_sidecar.dual import DualOrTensor, ops, primal_of
 from rcm_sidecar.dual.attention import KeptAttention
 from rcm_sidecar.errors import ConfigError
@@ -136,13 +137,18 @@ class SelfAttention(Attention):
     """Attention among the tokens, with rotary positions."""
 
     def forward(
-        self, x: DualOrTensor, rotary: Tensor, adapter: Role | None, kept: KeptAttention | None
+        self,
+        x: DualOrTensor,
+        rotary: Tensor,
+        adapter: Role | None,
+        kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
-        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
+        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]; with a `share`, L are this process's tokens."""
         q = self.norm_q.rotated(self.q(x, adapter), rotary, interleaved=True)
         k = self.norm_k.rotated(self.k(x, adapter), rotary, interleaved=True)
         v = split_heads(self.v(x, adapter), self.heads)
-        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
+        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept, share=share)
         return cast(DualOrTensor, self.o(merge_heads(out), adapter))
 
 
@@ -192,6 +198,7 @@ class Block(nn.Module):
         adapter: Role | None = None,
         kv_cache: TextCache | None = None,
         checkpointing: Checkpointing = "none",
+        share: TokenShare | None = None,
     ) -> DualOrTensor:
         """One block.
 
@@ -203,13 +210,14 @@ class Block(nn.Module):
             adapter: LoRA role; the recomputation gets the one of this call.
             kv_cache: Text keys and values of earlier passes, in no-grad passes only.
             checkpointing: How activations are kept for backward.
+            share: How the tokens are shared by several processes; `x` and `rotary` are this one's.
 
         Returns:
             [B, L, D] in the dtype of `x`.
         """
 
         def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None) -> DualOrTensor:
-            return self._body(x, e, text, rotary, adapter, kv_cache, kept)
+            return self._body(x, e, text, rotary, adapter, kv_cache, kept, share)
 
         return run_block(body, x, e, text, checkpointing=checkpointing)
 
@@ -222,10 +230,11 @@ class Block(nn.Module):
         adapter: Role | None,
         kv_cache: TextCache | None,
         kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
         rows = ops.unbind(token_axis(ops.add(e, self.modulation)), 1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
-        attended = self.self_attn(self.norm1(x, (shift, scale)), rotary, adapter, kept)
+        attended = self.self_attn(self.norm1(x, (shift, scale)), rotary, adapter, kept, share)
         x, normed = self.norm3.after(x, attended, gate)
 
         pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
@@ -264,6 +273,7 @@ class Wan21(nn.Module):
             well. Both recompute the primal only.
         residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
         adapters: LoRA roles attached by `lora.attach`.
+        context: The processes that share every sample's tokens, None for one; set before sharding.
         wide_parts: The time path and the head, whose weights stay float32 when the others are stored in half precision.
         lora_targets: The linear layers of a block by LoRA target.
 
@@ -285,6 +295,7 @@ class Wan21(nn.Module):
         self.config = config
         self.spec = spec
         self.adapters: tuple[Role, ...] = ()
+        self.context: ContextGroup | None = None
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
         self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), Gelu("tanh"), Linear(dim, dim))
@@ -324,15 +335,18 @@ class Wan21(nn.Module):
         if kv_cache is not None:
             kv_cache.bind(text, adapter)
         grid = token_grid(primal_of(x), self.config.patch_size)
-        tokens = self._embed_patches(x)
+        share = None if self.context is None else self.context.share(math.prod(grid))
+        tokens = self._embed_patches(x, share)
         time = self.time_embedding(ops.sinusoid(t, self.config.freq_dim))
         modulation = ops.linear_map(lambda a: a.unflatten(-1, (6, -1)), self.time_projection(time))
         states = text if kv_cache is not None and kv_cache.filled else self.text_embedding(text)
         value = primal_of(tokens)
         rotary = self._rotary.get(grid, value.dtype, value.device)
+        rotary = rotary if share is None else share.own_rows(rotary)
         for block in self.blocks:
-            tokens = block(tokens, modulation, states, rotary, adapter, kv_cache, self.activation_checkpointing)
+            tokens = block(tokens, modulation, states, rotary, adapter, kv_cache, self.activation_checkpointing, share)
         patches = self.head(tokens, time)
+        patches = patches if share is None else share.gather(patches)
         return ops.linear_map(lambda a: unpatchify(a, grid, self.config.patch_size), patches)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -340,8 +354,9 @@ class Wan21(nn.Module):
         for name, parameter in self.named_parameters():
             _initialise(name, parameter.data, self.config.dim, generator)
 
-    def _embed_patches(self, x: DualOrTensor) -> DualOrTensor:
+    def _embed_patches(self, x: DualOrTensor, share: TokenShare | None = None) -> DualOrTensor:
         patches = ops.linear_map(lambda a: patchify(a, self.config.patch_size), x)
+        patches = patches if share is None else share.split(patches)
         tokens = ops.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         return widened(tokens) if self.residual == "fp32" else tokens
 
