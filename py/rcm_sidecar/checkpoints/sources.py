@@ -13,6 +13,7 @@ from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.data.label_conditioner import CONDITIONER_FILE
 from rcm_sidecar.errors import ConfigError, WeightsError
 from rcm_sidecar.evaluation.cache import teacher_key
+from rcm_sidecar.hub import cached_snapshot, is_hub_locator
 from rcm_sidecar.networks import Network, build
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -35,13 +36,13 @@ class Source:
 
 
 def locate(locator: str) -> Path:
-    """The path of a weights locator: a path, or `builtin:NAME` for shipped ones.
+    """The path of a weights locator: a path, `builtin:NAME` (shipped) or `hf:OWNER/NAME@REVISION` (fetched).
 
     Raises:
         WeightsError: E_WEIGHTS_NOT_FOUND.
     """
-    if locator.startswith("hf:"):
-        raise WeightsError("E_WEIGHTS_NOT_FOUND", f"{locator} is not on this machine.", "Give the path of a copy.")
+    if is_hub_locator(locator):
+        return cached_snapshot(locator)
     match = _BUILTIN.fullmatch(locator)
     path = _ASSETS / match[1] / match[2] if match else Path(locator)
     if not path.exists():
