@@ -39,7 +39,7 @@ describe('the quality gates of the embedded default', () => {
     'are met with LoRA',
     async () => {
       const lora = 'student.lora={ rank: 32, alpha: 32, targets: [attention, ffn] }';
-      const rates = ['student.optimizer.learningRate=2.0e-3'];
+      const rates = ['student.optimizer.learningRate=2.0e-3', 'critic.optimizer.learningRate=2.0e-3'];
       await meetsGates(['distill', '--run-dir', './lora', ...set([lora, ...rates])]);
     },
     runMs,
