@@ -73,7 +73,7 @@ function checked(path: string): string {
   const folder = fs.statSync(locateWeights(path)).isDirectory() ? path : dirname(path);
   if (fs.existsSync(join(folder, 'sampler.json'))) return path;
   throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no sampler.json beside ${basename(path)} in ${folder}.`, {
-    hint: "Use a run, or a folder of whole weights below its export/, such as export/official.",
+    hint: 'Use a run, or a folder of whole weights below its export/, such as export/official.',
   });
 }
 
