@@ -4,7 +4,7 @@ ARGS ?=
 CLI := node bin/rcm-bridge.js
 SOURCES := $(shell find src -type f -name '*.ts') tsconfig.json tsconfig.build.json
 
-.PHONY: help setup build distill test test-long lint format clean distclean test-gpu digits-teacher bench-kernels bench-bridge
+.PHONY: help setup build distill test test-long lint format clean distclean test-gpu digits-teacher bench-kernels bench-network bench-bridge
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ digits-teacher: build ## make the shipped data file, classifier and teacher agai
 
 bench-kernels: build ## the attention kernels' table, on this machine's GPU (ARGS="--out DIR")
 	$(MAKE) -C kernels bench-kernels PYTHON="$$($(CLI) env path)" ARGS="$(ARGS)"
+
+bench-network: build ## whole networks, plain and dual, forward and backward, on this machine's GPU (ARGS="--case NAME --out FILE")
+	"$$($(CLI) env path)" scripts/bench-network.py $(ARGS)
 
 bench-bridge: build ## latencies of the border between Node and Python, fifty tries each
 	bash scripts/bench-bridge.sh $(ARGS)

@@ -144,11 +144,8 @@ def launches():
 
 def report(binary, shared):
     """Registers and stack bytes of the kernel, its matrix instructions, and spill accesses between those of a loop."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        sass = _tool("nvdisasm", "-c", file.name).splitlines()
+    usage, listing = disassembled(binary)
+    sass = listing.splitlines()
     matrix = [i for i, line in enumerate(sass) if MATRIX.search(line)]
     halves = (matrix[: len(matrix) // 2], matrix[len(matrix) // 2 :])  # two loops: two consumers, or whole and edge
     inside = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for h in halves if h for line in sass[h[0] : h[-1]])
@@ -161,6 +158,14 @@ def report(binary, shared):
         "loop_spills": inside,
         "shared": shared,
     }
+
+
+def disassembled(binary):
+    """(resource usage, machine code) of a compiled kernel as text."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        return _tool("cuobjdump", "--dump-resource-usage", file.name), _tool("nvdisasm", "-c", file.name)
 
 
 def _tool(name, *arguments):

@@ -10,8 +10,10 @@ import msgspec
 from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
+from rcm_sidecar.dual.attention import choose_kernels
+from rcm_sidecar.fetch_job import run_fetch
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
-from rcm_sidecar.protocol import DistillStart, EndBody, RunStart, SampleStart, TrainingStart, WeightsStart
+from rcm_sidecar.protocol import DistillStart, EndBody, FetchStart, RunStart, SampleStart, TrainingStart, WeightsStart
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.determinism import set_up
 from rcm_sidecar.training.loop import TrainingLoop, check_drift
@@ -38,6 +40,8 @@ def run_job(start: RunStart, link: JobLink) -> EndBody:
         return run_sample(start, link)
     if isinstance(start, WeightsStart):
         return run_weights(start, link)
+    if isinstance(start, FetchStart):
+        return run_fetch(start, link)
     return _run_training(start, link)
 
 
@@ -47,6 +51,7 @@ def _run_training(start: TrainingStart, link: JobLink) -> EndBody:
     resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
     threads = config.compute.threads if resumed is None else resumed[1].environment.threads
     environment = set_up(config.compute.device, threads, config.compute.deterministic)
+    choose_kernels(config.compute.attention)
     if resumed is not None:
         check_drift(resumed[1], environment, start.allow_drift, link)
     trained = _set_up(start, config, resumed)

@@ -10,6 +10,8 @@ export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
   ...gateConflicts(config),
   ...optimizerConflicts(config),
   ...weightsConflicts(config),
+  ...attentionConflicts(config),
+  ...loraConflicts(config),
   ...findSizeConflicts(config),
 ];
 
@@ -121,4 +123,36 @@ function optimizerConflicts(config: RcmConfigOutput): readonly Conflict[] {
       ),
     ];
   });
+}
+
+function attentionConflicts({ compute }: RcmConfigOutput): readonly Conflict[] {
+  const { attention, device } = compute;
+  if (device === 'cuda' || attention === 'auto' || attention === 'eager') return [];
+  return [
+    conflict(
+      'compute.attention',
+      `is ${attention}, a kernel for GPUs, and compute.device is ${device}`,
+      'Use auto, or compute.device: cuda.',
+    ),
+  ];
+}
+
+/** With LoRA the roles share the teacher's weights, so a role starts from them or from adapters of an earlier run. */
+function loraConflicts({ student, critic }: RcmConfigOutput): readonly Conflict[] {
+  if (student.lora === null) return [];
+  const { targets } = student.lora;
+  const repeated = targets.find((target, index) => targets.indexOf(target) !== index);
+  const inits = { 'student.init': student.init, 'critic.init': critic.init };
+  const conflicts = Object.entries(inits)
+    .filter(([, init]) => init !== 'teacher' && !init.endsWith('.safetensors'))
+    .map(([path, init]) =>
+      conflict(
+        path,
+        `is ${init}, but with student.lora all roles share the teacher's weights`,
+        'Use teacher, an adapter file (export/lora/official.safetensors of a run), or student.lora: null.',
+      ),
+    );
+  if (repeated === undefined) return conflicts;
+  const hint = `Use [${[...new Set(targets)].join(', ')}].`;
+  return [...conflicts, conflict('student.lora.targets', `names ${repeated} twice`, hint)];
 }

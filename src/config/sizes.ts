@@ -40,7 +40,7 @@ export function findSizeConflicts(config: RcmConfigOutput): readonly Conflict[] 
   }
   const { network } = sized;
   const data = config.data.kind === 'digits' ? digitsConflicts(config, network) : latentConflicts(config, network);
-  return [...data, ...velocityConflicts(network), ...textConflicts(config, network)];
+  return [...data, ...velocityConflicts(network), ...textConflicts(config, network), ...loraConflicts(config, network)];
 }
 
 /** Parameters, latent and tokens of a config that has no size conflicts. */
@@ -140,4 +140,12 @@ function textConflicts({ model }: RcmConfigOutput, { family, sizes }: SizedNetwo
   if (sizes.textDim === width) return [];
   const text = `is ${sizes.textDim}, but the states of ${name} are ${width} wide`;
   return [conflict('model.overrides.textDim', text, `Use ${width}, or model.textEncoder labels.`)];
+}
+
+function loraConflicts({ student: { lora } }: RcmConfigOutput, { family, sizes }: SizedNetwork): readonly Conflict[] {
+  if (lora === null) return [];
+  const most = Math.min(...lora.targets.map(target => family.narrowest(sizes, target)));
+  if (lora.rank <= most) return [];
+  const text = `is ${lora.rank}, more than the narrowest side of the layers it adapts, ${most}`;
+  return [conflict('student.lora.rank', text, `Use at most ${most}.`)];
 }

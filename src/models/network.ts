@@ -46,7 +46,11 @@ export interface Family<S extends Sizes = Sizes> {
   /** Sizes that fit no network, as sentences; the same rules as E_NETWORK_SIZE in Python. */
   problems(sizes: S): readonly SizeProblem[];
   parameters(sizes: S): number;
+  /** Smallest side of the linear layers of a block that a LoRA target names: no rank is larger. */
+  narrowest(sizes: S, target: LoraTarget): number;
 }
+
+export type LoraTarget = 'attention' | 'ffn';
 
 /** A size that fits no network. */
 export interface SizeProblem {

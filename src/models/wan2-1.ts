@@ -27,6 +27,7 @@ const family: Family<WanSizes> = {
   maxLatent: ({ patchSize: [frames, rows, columns] }) => [positions * frames, positions * rows, positions * columns],
   problems: sizes => [...headProblems(sizes), ...timeProblems(sizes)],
   parameters,
+  narrowest: ({ dim, ffnDim }, target) => (target === 'attention' ? dim : Math.min(dim, ffnDim)),
 };
 
 function timeProblems({ freqDim }: WanSizes): readonly SizeProblem[] {

@@ -17,5 +17,7 @@ export async function checkHost(
     });
   }
   if (job === 'pretrain') return;
-  for (const { locator } of namedWeights(config)) locateWeights(locator, config.model.name);
+  for (const { locator, adapter } of namedWeights(config)) {
+    locateWeights(locator, adapter ? undefined : config.model.name);
+  }
 }

@@ -13,7 +13,7 @@ import { findRun } from './store.ts';
 import { locateWeights, teacherLocator } from './weights.ts';
 
 const studentSteps = 4;
-const exportLayouts = ['official', 'diffusers'];
+const exportLayouts = ['official', 'diffusers', 'comfyui'];
 
 /** @throws E_RUN_NOT_FOUND, E_WEIGHTS_*, E_PYTHON_*, E_SIDECAR_*, E_ABORTED */
 export async function drawSamples(context: BridgeContext, name: string, options: SampleOptions): Promise<SampleResult> {
@@ -73,7 +73,7 @@ function checked(path: string): string {
   const folder = fs.statSync(locateWeights(path)).isDirectory() ? path : dirname(path);
   if (fs.existsSync(join(folder, 'sampler.json'))) return path;
   throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no sampler.json beside ${basename(path)} in ${folder}.`, {
-    hint: "Use a run, or a folder below a run's export/.",
+    hint: 'Use a run, or a folder of whole weights below its export/, such as export/official.',
   });
 }
 

@@ -11,6 +11,8 @@ export interface NamedWeights {
   readonly key: 'teacher.weights' | 'student.init' | 'critic.init';
   /** A path, builtin:NAME or hf:OWNER/NAME@REVISION. */
   readonly locator: string;
+  /** With LoRA, what student and critic start from: adapters, not a network. */
+  readonly adapter: boolean;
 }
 
 type Roles = Pick<RcmConfig, 'model' | 'teacher' | 'student' | 'critic' | 'method'>;
@@ -23,12 +25,13 @@ export const teacherLocator = ({ model, teacher }: Pick<RcmConfig, 'model' | 'te
 export function namedWeights(config: Roles): readonly NamedWeights[] {
   const { student, critic, method } = config;
   const hasCritic = method === 'rcm' || method === 'dmd';
+  const adapter = student.lora !== null;
   const starts: readonly NamedWeights[] = [
-    { key: 'student.init', locator: student.init },
-    ...(hasCritic ? [{ key: 'critic.init', locator: critic.init } as const] : []),
+    { key: 'student.init', locator: student.init, adapter },
+    ...(hasCritic ? [{ key: 'critic.init', locator: critic.init, adapter } as const] : []),
   ];
   const own = starts.filter(({ locator }) => locator !== 'teacher');
-  return [{ key: 'teacher.weights', locator: teacherLocator(config) }, ...own];
+  return [{ key: 'teacher.weights', locator: teacherLocator(config), adapter: false }, ...own];
 }
 
 /**

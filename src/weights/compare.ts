@@ -1,6 +1,6 @@
 /** Whether the weights a config names are there and are those of its network: from their headers, nothing is loaded. */
 import type { RcmConfig } from '../config/types.ts';
-import { type ErrorCode, errorCodes, isRcmBridgeError, type RcmBridgeError } from '../errors/index.ts';
+import { type ErrorCode, errorCodes, isRcmBridgeError } from '../errors/index.ts';
 import { networkNames, type Overrides, sizedNetwork } from '../models/registry.ts';
 import type { WeightsInspection } from '../protocol/messages.ts';
 import type { BridgeContext } from '../runs/context.ts';
@@ -26,7 +26,7 @@ export interface ComparedWeights extends NamedWeights {
   readonly tensors: number | null;
   readonly dtypes: WeightsInspection['dtypes'] | null;
   readonly bytes: number | null;
-  /** Whether they are exactly the weights of the config's network; null when they were not compared. */
+  /** Whether they are exactly the weights of the config's network; null when they were not compared, as adapters. */
   readonly fits: boolean | null;
   readonly problem: WeightsProblem | null;
 }
@@ -58,22 +58,22 @@ export async function compareWeights(
   signal?: AbortSignal,
 ): Promise<WeightsComparison> {
   const named = namedWeights(config);
-  const located = new Map(named.map(({ locator }) => [locator, locate(locator, config)]));
-  const there = [...located.values()].some(({ found }) => found);
-  const notCompared = there ? await whyNoPython(context, signal) : null;
-  if (there && notCompared === null) {
-    await withSidecar(context, { signal }, async run => {
-      for (const [locator, { path }] of located) {
-        if (path !== null) located.set(locator, await inspect(run, config, locator, path));
-      }
-    });
-  }
-  return { weights: named.map(one => ({ ...one, ...(located.get(one.locator) ?? unknown) })), notCompared };
+  const located = named.map(one => ({ ...one, ...locate(one, config) }));
+  const comparable = located.filter(({ found, adapter }) => found && !adapter);
+  const notCompared = comparable.length > 0 ? await whyNoPython(context, signal) : null;
+  if (comparable.length === 0 || notCompared !== null) return { weights: located, notCompared };
+  const inspected = new Map<string, Found>();
+  await withSidecar(context, { signal }, async run => {
+    for (const { locator, path } of comparable) {
+      if (path !== null && !inspected.has(locator)) inspected.set(locator, await inspect(run, config, locator, path));
+    }
+  });
+  return { weights: located.map(one => ({ ...one, ...(one.adapter ? {} : inspected.get(one.locator)) })), notCompared };
 }
 
-function locate(locator: string, { model }: RcmConfig): Found {
+function locate({ locator, adapter }: NamedWeights, { model }: RcmConfig): Found {
   try {
-    return { ...unknown, path: locateWeights(locator, model.name), found: true };
+    return { ...unknown, path: locateWeights(locator, adapter ? undefined : model.name), found: true };
   } catch (error) {
     return { ...unknown, problem: problemOf(error) };
   }
@@ -100,7 +100,7 @@ async function inspect(run: RunJob, config: RcmConfig, locator: string, path: st
     return { ...facts(path, guessed), fits: false, problem: { code: 'E_WEIGHTS_MISMATCH', message, hint } };
   } catch (error) {
     const problem = problemOf(error);
-    const fetch = problem.code === 'E_WEIGHTS_NOT_FOUND' ? howToFetch(locator, name) : undefined;
+    const fetch = problem.code === notFound ? howToFetch(locator, name) : undefined;
     return { ...unknown, path, found: true, fits: false, problem: fetch ? { ...problem, hint: fetch } : problem };
   }
 }
@@ -116,10 +116,14 @@ const facts = (path: string, { layout, network, tensors, dtypes, bytes }: Weight
   bytes,
 });
 
+const notFound = 'E_WEIGHTS_NOT_FOUND';
+const unusableWeights = 5;
+
 /** Errors about the weights themselves are findings; others end the comparison. */
 function problemOf(error: unknown): WeightsProblem {
-  if (!isRcmBridgeError(error) || !error.code.startsWith('E_WEIGHTS_')) throw error;
-  const { code, message, hint } = error as RcmBridgeError;
+  if (!isRcmBridgeError(error)) throw error;
+  const { code, message, hint } = error;
+  if (code !== notFound && errorCodes[code].exitCode !== unusableWeights) throw error;
   return { code, message, hint: sentence(hint || errorCodes[code].fix) };
 }
 

@@ -16,7 +16,13 @@ def facts(name: str) -> dict[str, Any]:
     """Sizes, spec and parameters of a named network."""
     net = build(name, device="meta")
     spec, sizes = dataclasses.asdict(net.spec), dataclasses.asdict(net.config)
-    return {"sizes": sizes, "spec": spec, "parameters": sum(p.numel() for p in net.parameters())}
+    block = net.blocks[0]
+    narrowest = {
+        target: min(min(block.get_submodule(layer).weight.shape) for layer in layers)
+        for target, layers in net.lora_targets.items()
+    }
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    return {"sizes": sizes, "spec": spec, "parameters": parameters, "narrowest": narrowest}
 
 
 def verdict(case: dict[str, Any]) -> str | int:

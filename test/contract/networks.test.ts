@@ -21,6 +21,7 @@ interface Facts {
   readonly sizes: Readonly<Record<string, unknown>>;
   readonly spec: Readonly<Record<string, unknown>>;
   readonly parameters: number;
+  readonly narrowest: Readonly<Record<string, number>>;
 }
 
 const small = fc.integer({ min: 1, max: 9 });
@@ -31,7 +32,7 @@ const sizes = {
   textDim: small,
   textLen: small,
   freqDim: small,
-  mlpRatio: fc.constantFrom(0.25, 0.75, 1, 2.5, 4),
+  mlpRatio: fc.constantFrom(0.05, 0.25, 0.75, 1, 2.5, 4),
   adalnLoraDim: small,
   inDim: small,
   outDim: small,
@@ -79,7 +80,7 @@ describe('the networks TypeScript knows', () => {
 
   it.each(networkNames)('%s has the sizes and limits of Python', name => {
     const { family, release, sizes: own } = networkNamed(name);
-    const { sizes: theirs, spec, parameters } = python.facts[name] as Facts;
+    const { sizes: theirs, spec, parameters, narrowest } = python.facts[name] as Facts;
     expect(own).toEqual(Object.fromEntries(Object.entries(theirs).map(([key, value]) => [camel(key), value])));
     expect({
       family: family.name,
@@ -93,6 +94,8 @@ describe('the networks TypeScript knows', () => {
       max_latent: spec.max_latent,
     });
     expect(family.parameters(own)).toBe(parameters);
+    const ours = { attention: family.narrowest(own, 'attention'), ffn: family.narrowest(own, 'ffn') };
+    expect(ours).toEqual(narrowest);
   });
 
   it('have sizes judged as Python does, and as many parameters', () => {

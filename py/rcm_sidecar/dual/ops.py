@@ -7,6 +7,9 @@ nothing else casts.
 
 Several Jacobians are symmetric (layer norm without affine, softmax, everything elementwise). There the tangent is the
 op's own backward kernel applied to the input's tangent: one fused pass instead of a handful.
+
+On a GPU the norms, gates, residual adds, rotations and activations run as fused kernels (`fused.py` decides); the code
+here is the reference, and what runs on a CPU and in float64.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rcm_sidecar.dual import fused
 from rcm_sidecar.dual.attention import attention
 from rcm_sidecar.dual.number import Dual, DualOrTensor, join, primal_of, split, wide_dtype, widen
-from rcm_sidecar.dual.rms_norm import rms_norm
+from rcm_sidecar.dual.rms_norm import rms_norm as _eager_rms_norm
 
 __all__ = [
     "add",
@@ -31,8 +35,11 @@ __all__ = [
     "linear",
     "linear_map",
     "modulate",
+    "norm_modulate",
     "primal_of",
+    "residual_norm",
     "rms_norm",
+    "rms_norm_rope",
     "rope",
     "silu",
     "sinusoid",
@@ -77,15 +84,23 @@ def linear(x: DualOrTensor, weight: Tensor, bias: Tensor | None = None) -> DualO
         [..., out] in the weight's dtype.
     """
     value, tangent = split(x)
-    out = F.linear(_as(value, weight.dtype), weight, bias)
-    if tangent is not None:
-        with torch.no_grad():
-            tangent = F.linear(_as(tangent, weight.dtype), weight)
-    return join(out, tangent, x)
+    value = _as(value, weight.dtype)
+    if tangent is None:
+        return join(F.linear(value, weight, bias), None, x)
+    tangent = _as(tangent, weight.dtype)
+    if bias is None and not (torch.is_grad_enabled() and (value.requires_grad or weight.requires_grad)):
+        both = fused.adjacent_halves(value, tangent)
+        if both is not None:  # one product of twice the rows; with a bias, two with its addition inside are no slower
+            return Dual(*F.linear(both, weight).unbind())
+    out = F.linear(value, weight, bias)
+    with torch.no_grad():
+        return join(out, F.linear(tangent, weight), x)
 
 
 def add(x: DualOrTensor, y: DualOrTensor) -> DualOrTensor:
     """`x + y` with broadcasting, in at least float32, returned in the dtype of `x` (the residual)."""
+    if fused.takes_rows(x, y):
+        return fused.layer_norm(x, y, norm=False)[0]
     (a, ta), (b, tb) = split(x), split(y)
     out = _as(widen(a) + widen(b), a.dtype)
     if ta is None or tb is None:
@@ -108,6 +123,8 @@ def layer_norm(
     Returns:
         [..., D] in the dtype of `x`.
     """
+    if fused.takes_rows(x, None, weight, bias):
+        return fused.layer_norm(x, factor=weight, shift=bias, eps=eps)[1]
     value, tangent = split(x)
     wide, shape = widen(value), value.shape[-1:]
     affine = None if weight is None else _as(weight, wide.dtype)
@@ -156,6 +173,8 @@ def gate(x: DualOrTensor, y: DualOrTensor, g: DualOrTensor) -> DualOrTensor:
     Returns:
         [B, L, D] in the dtype of `x`.
     """
+    if fused.takes_rows(x, y, g):
+        return fused.layer_norm(x, y, g, norm=False)[0]
     (value, dx), (branch, dy), (factor, dg) = split(x), split(y), split(g)
     branch, factor = widen(branch), widen(factor)
     out = torch.addcmul(widen(value), branch, factor)
@@ -166,9 +185,104 @@ def gate(x: DualOrTensor, y: DualOrTensor, g: DualOrTensor) -> DualOrTensor:
     return join(_as(out, value.dtype), tangent, x, y, g)
 
 
+def norm_modulate(x: DualOrTensor, shift: DualOrTensor, scale: DualOrTensor, eps: float = 1e-6) -> DualOrTensor:
+    """`modulate(layer_norm(x), shift, scale)`, one pass where it is fused (and one rounding).
+
+    Args:
+        x: [B, L, D].
+        shift: Broadcasts against `x`, for example [B, 1, D].
+        scale: As `shift`.
+        eps: Added to the variance.
+
+    Returns:
+        [B, L, D] in the dtype of `x`.
+    """
+    if fused.takes_rows(x, None, shift, scale):
+        return fused.layer_norm(x, factor=scale, shift=shift, one=True, eps=eps)[1]
+    return modulate(layer_norm(x, eps=eps), shift, scale)
+
+
+def residual_norm(
+    x: DualOrTensor,
+    y: DualOrTensor,
+    g: DualOrTensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    modulation: tuple[DualOrTensor, DualOrTensor] | None = None,
+    eps: float = 1e-6,
+) -> tuple[DualOrTensor, DualOrTensor]:
+    """A branch's end and the next one's beginning: `x' = gate(x, y, g)` (`add` without g), and x' after a norm.
+
+    Args:
+        x: Residual [B, L, D].
+        y: Branch [B, L, D].
+        g: Gate [B, 1, D], or None.
+        weight: Of the layer norm [D], or None; not together with `modulation`.
+        bias: Of the layer norm [D], or None.
+        modulation: (shift, scale), each [B, 1, D], or None.
+        eps: Added to the variance.
+
+    Returns:
+        (x', its norm), both [B, L, D] in the dtype of `x`.
+    """
+    shift, scale = (bias, weight) if modulation is None else modulation
+    if fused.takes_rows(x, y, g, shift, scale):
+        return fused.layer_norm(x, y, g, scale, shift, one=modulation is not None, eps=eps)
+    x = add(x, y) if g is None else gate(x, y, g)
+    normed = layer_norm(x, weight, bias, eps)
+    return x, normed if modulation is None else modulate(normed, *modulation)
+
+
+def rms_norm(x: DualOrTensor, weight: Tensor, eps: float = 1e-6) -> DualOrTensor:
+    """`w x r`, `r = (mean(x^2) + eps)^-1/2` over the last axis; `dy = w r [dx - xh mean(xh dx)]`, `xh = x r`.
+
+    Args:
+        x: [..., D].
+        weight: [D].
+        eps: Added to the mean square.
+
+    Returns:
+        [..., D] in the dtype of `x`.
+    """
+    if not fused.takes_heads(x):
+        return _eager_rms_norm(x, weight, eps)
+    if primal_of(x).dim() == 4:
+        return fused.rms_norm(x, weight, eps)
+    return linear_map(lambda a: a.squeeze(2), fused.rms_norm(linear_map(lambda a: a.unsqueeze(2), x), weight, eps))
+
+
+def rms_norm_rope(
+    x: DualOrTensor, weight: Tensor, table: Tensor, *, interleaved: bool = True, eps: float = 1e-6
+) -> DualOrTensor:
+    """`rope(rms_norm(x))`, one pass where it is fused.
+
+    Args:
+        x: [B, L, H d].
+        weight: [H d]: the norm spans the row, before the heads are split. [d]: it spans each head.
+        table: As in `rope`; its width gives d.
+        interleaved: As in `rope`.
+        eps: Added to the mean square.
+
+    Returns:
+        [B, L, H, d] in the dtype of `x`.
+    """
+    dim = 2 * table.shape[-2]
+
+    def heads(a: DualOrTensor) -> DualOrTensor:
+        return linear_map(lambda b: b.unflatten(-1, (-1, dim)), a)
+
+    if fused.takes_heads(x):
+        return fused.rms_norm(heads(x), weight, eps, table, interleaved)
+    normed = heads(rms_norm(x, weight, eps)) if weight.shape[0] != dim else rms_norm(heads(x), weight, eps)
+    return rope(normed, table, interleaved=interleaved)
+
+
 def gelu(x: DualOrTensor, approximate: Literal["none", "tanh"] = "tanh") -> DualOrTensor:
     """GELU, tanh form (Wan) or exact erf form (`approximate="none"`, Cosmos); `dy = gelu'(x) dx`."""
     value, tangent = split(x)
+    if fused.runs_fused(value):
+        return fused.activation(x, "gelu_erf" if approximate == "none" else "gelu_tanh")
     if tangent is not None:
         with torch.no_grad():
             tangent = _aten.gelu_backward(tangent, value, approximate=approximate)
@@ -178,6 +292,8 @@ def gelu(x: DualOrTensor, approximate: Literal["none", "tanh"] = "tanh") -> Dual
 def silu(x: DualOrTensor) -> DualOrTensor:
     """`x sigmoid(x)`; `dy = dx sig(x) (1 + x (1 - sig(x)))`."""
     value, tangent = split(x)
+    if fused.runs_fused(value):
+        return fused.activation(x, "silu")
     if tangent is not None:
         with torch.no_grad():
             tangent = _aten.silu_backward(tangent, value)

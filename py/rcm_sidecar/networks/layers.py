@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from rcm_sidecar.dual import DualOrTensor, ops
 from rcm_sidecar.dual.number import wide_dtype, widen
 from rcm_sidecar.networks.inputs import Role
+
+Modulation: TypeAlias = tuple[DualOrTensor, DualOrTensor]
+"""(shift, scale), each [B, 1, D]."""
 
 
 class Linear(nn.Linear):
@@ -64,9 +67,17 @@ class LayerNorm(nn.Module):
         self.register_parameter("weight", nn.Parameter(torch.ones(dim)) if affine else None)
         self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if affine else None)
 
-    def forward(self, x: DualOrTensor) -> DualOrTensor:
-        """[..., D] to [..., D]."""
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, x: DualOrTensor, modulation: Modulation | None = None) -> DualOrTensor:
+        """[..., D] to [..., D]; with `modulation` (shift, scale), x is [B, L, D] and there is no affine part."""
+        if modulation is None:
+            return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return ops.norm_modulate(x, *modulation, self.eps)
+
+    def after(
+        self, x: DualOrTensor, y: DualOrTensor, gate: DualOrTensor | None = None, modulation: Modulation | None = None
+    ) -> tuple[DualOrTensor, DualOrTensor]:
+        """The residual x + y gate [B, L, D] (x + y without a gate), and this norm of it."""
+        return ops.residual_norm(x, y, gate, weight=self.weight, bias=self.bias, modulation=modulation, eps=self.eps)
 
 
 class RmsNorm(nn.Module):
@@ -85,6 +96,10 @@ class RmsNorm(nn.Module):
     def forward(self, x: DualOrTensor) -> DualOrTensor:
         """[..., D] to [..., D]."""
         return ops.rms_norm(x, self.weight, self.eps)
+
+    def rotated(self, x: DualOrTensor, rotary: Tensor, *, interleaved: bool) -> DualOrTensor:
+        """[B, L, H d] to normalised and rotated heads [B, L, H, d]; `rotary` [L, d/2, 2], the weight [H d] or [d]."""
+        return ops.rms_norm_rope(x, self.weight, rotary, interleaved=interleaved, eps=self.eps)
 
 
 class Gelu(nn.Module):
@@ -142,6 +157,12 @@ def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
     kt, kh, kw = patch
     grid = x.reshape(batch, channels, frames // kt, kt, rows // kh, kh, columns // kw, kw)
     return grid.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
+def token_grid(x: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tokens along (frames, rows, columns) of a latent [B, C, T, H, W]."""
+    kt, kh, kw = patch
+    return x.shape[2] // kt, x.shape[3] // kh, x.shape[4] // kw
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> Tensor:

@@ -52,6 +52,11 @@ function firstProblem(weights: ConfigCheck['weights']): RcmBridgeError | undefin
   return new RcmBridgeError(first.code, `${first.key}: ${first.message}${more}`, { hint: first.hint });
 }
 
+function describeWeights({ adapter, path, layout, tensors, dtypes, fits }: ConfigCheck['weights'][number]): string {
+  if (!fits) return `${adapter ? 'adapters, ' : ''}not compared: ${path}`;
+  return `fits: ${layout} layout, ${tensors} tensors in ${Object.keys(dtypes ?? {}).join(' and ')}, ${path}`;
+}
+
 function describeCheck(source: string, { sample, weights }: ConfigCheck): string {
   const row = (name: string, value: string): string => `${name.padEnd(16)}${value}`;
   const count = (value: number): string => value.toLocaleString('en');
@@ -59,14 +64,7 @@ function describeCheck(source: string, { sample, weights }: ConfigCheck): string
     `${source} is valid.`,
     row('network', `${sample.network}, ${count(sample.parameters)} parameters`),
     row('sample', `latent ${sample.latent.join(' x ')}, ${count(sample.tokens)} tokens`),
-    ...weights.map(({ key, path, layout, tensors, dtypes, fits }) =>
-      row(
-        key,
-        fits
-          ? `fits: ${layout} layout, ${tensors} tensors in ${Object.keys(dtypes ?? {}).join(' and ')}, ${path}`
-          : `not compared: ${path}`,
-      ),
-    ),
+    ...weights.map(one => row(one.key, describeWeights(one))),
   ].join('\n');
 }
 

@@ -95,6 +95,15 @@ describe('files', () => {
     expect(origins['pretrain.steps']).toEqual({ kind: 'default' });
   });
 
+  it('may ask for adapters of any rank, started from those of an earlier run', async () => {
+    const lora = '{ rank: 16, alpha: 8, targets: [ffn] }';
+    const text = `student: { init: runs/a/export/lora/official.safetensors, lora: ${lora} }`;
+    const { config } = await load(write('lora.yaml', text));
+    expect(config.student).toMatchObject({ lora: { rank: 16, alpha: 8, targets: ['ffn'] } });
+    expect(config.student.init).toBe(join(cwd, 'runs/a/export/lora/official.safetensors'));
+    expect(config.critic.init).toBe('teacher');
+  });
+
   it('extend files relative to themselves, presets by name, in a chain', async () => {
     write('base/grand.yaml', 'extends: digits-rcm\nseed: 1\nschedule: { steps: 5 }');
     write('base/parent.yaml', 'extends: ./grand.yaml\nseed: 2');
@@ -303,6 +312,28 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     'E_CONFIG_VALUE',
     /belongs to the cosine schedule/,
     /null/,
+  ],
+  ['attention kernel without a GPU', 'compute: { attention: hopper }', 'E_CONFIG_VALUE', /kernel for GPUs/, /auto/],
+  [
+    'LoRA on weights of its own',
+    'student: { init: builtin:digits-teacher, lora: { rank: 4, alpha: 4, targets: [ffn] } }',
+    'E_CONFIG_VALUE',
+    /^bad\.yaml:1:18: student\.init is builtin:digits-teacher, but with student\.lora all roles share/,
+    /adapter file/,
+  ],
+  [
+    'LoRA target named twice',
+    'student: { lora: { rank: 4, alpha: 4, targets: [ffn, ffn] } }',
+    'E_CONFIG_VALUE',
+    /student\.lora\.targets names ffn twice/,
+    /Use \[ffn\]/,
+  ],
+  [
+    'LoRA without a scale',
+    'student: { lora: { rank: 4, targets: [ffn] } }',
+    'E_CONFIG_VALUE',
+    /student\.lora\.alpha is missing/,
+    /alpha \/ rank/,
   ],
   ['name that is a path', 'name: ../up', 'E_CONFIG_VALUE', /name takes text of the form/, /./],
   [

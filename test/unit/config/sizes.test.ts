@@ -111,6 +111,14 @@ describe('sizes of a config', () => {
       /./,
     ],
     [
+      'a rank wider than a layer',
+      'digits-rcm',
+      { 'student.lora': { rank: 65, alpha: 1, targets: ['ffn'] } },
+      'E_CONFIG_VALUE',
+      /rank is 65/,
+      'Use at most 64.',
+    ],
+    [
       'model without a folder',
       wan,
       { 'model.path': null },
