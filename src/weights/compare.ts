@@ -58,7 +58,7 @@ export async function compareWeights(
   signal?: AbortSignal,
 ): Promise<WeightsComparison> {
   const named = namedWeights(config);
-  const located = new Map(named.map(({ locator }) => [locator, locate(locator, config)]));
+  const located = new Map(named.map(({ locator }) => [locator, locate(context, locator, config)]));
   const there = [...located.values()].some(({ found }) => found);
   const notCompared = there ? await whyNoPython(context, signal) : null;
   if (there && notCompared === null) {
@@ -71,9 +71,9 @@ export async function compareWeights(
   return { weights: named.map(one => ({ ...one, ...(located.get(one.locator) ?? unknown) })), notCompared };
 }
 
-function locate(locator: string, { model }: RcmConfig): Found {
+function locate({ env }: BridgeContext, locator: string, { model }: RcmConfig): Found {
   try {
-    return { ...unknown, path: locateWeights(locator, model.name), found: true };
+    return { ...unknown, path: locateWeights(locator, model.name, env), found: true };
   } catch (error) {
     return { ...unknown, problem: problemOf(error) };
   }
