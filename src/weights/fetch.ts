@@ -17,6 +17,7 @@ export interface FetchOptions {
   readonly files?: readonly string[];
   /** The VAE and the text encoder, too. */
   readonly encoders?: boolean;
+  /** Megabytes done of all; phases are `fetching` and `checking`. */
   readonly onProgress?: (progress: WeightsProgress) => void;
   readonly signal?: AbortSignal;
 }
@@ -114,7 +115,7 @@ async function fetchJob(
       if (event.type === 'fetched') fetched = event.body;
       if (event.type !== 'progress') return;
       const { step, steps, phase, values } = event.body;
-      onProgress?.({ done: step, total: steps, phase: `${phase} MB`, bytes: values.bytes ?? 0 });
+      onProgress?.({ done: step, total: steps, phase, bytes: values.bytes ?? 0 });
     },
   });
   if (!plan) throw new RcmBridgeError('E_PROTOCOL', 'The sidecar ended without having asked the hub.');

@@ -38,7 +38,7 @@ export const fetch: Command = {
           files: texts(options, 'file'),
           encoders: options['with-encoders'] === true,
           signal: signals.signal,
-          onProgress: progress.show,
+          onProgress: shown => progress.show({ ...shown, phase: `${shown.phase}: MB`, bytes: 0 }),
           ...(layout === undefined ? {} : { layout }),
           ...(revision === undefined ? {} : { revision }),
         });
