@@ -22,8 +22,7 @@ describe('weights', () => {
     const said: string[] = [];
     for (const command of commands) {
       const { code, stdout, stderr } = await weights(...command);
-      expect(stderr).toBe('');
-      expect(code).toBe(0);
+      expect(code, stderr).toBe(0);
       said.push(stdout);
     }
     expect(said[0]).toContain('hf:Wan-AI/Wan2.1-T2V-1.3B (diffusion_pytorch_model.safetensors)');
