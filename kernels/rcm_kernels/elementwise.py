@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rcm_kernels import elementwise_operators as operators
+from rcm_kernels.row_plan import has_even_rows
 
 Optional = Tensor | None
 Activation: TypeAlias = Literal["gelu_tanh", "gelu_erf", "silu"]
@@ -282,15 +283,13 @@ def _rows(x: Tensor, like: Tensor, name: str) -> Tensor:
     """`x` [B, L, D] with rows a fixed distance apart over the whole batch; copied where it is not."""
     if x.ndim != 3 or x.shape != like.shape:
         raise ValueError(f"{name}: expected [batch, length, dim] {tuple(like.shape)}, got {tuple(x.shape)}")
-    even = x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1)
-    return x if even and x.stride(2) == 1 else x.contiguous()
+    return x if has_even_rows(x) and x.stride(2) == 1 else x.contiguous()
 
 
 def _heads(x: Tensor) -> Tensor:
     """`x` [B, L, H, d] with contiguous rows a fixed distance apart over the whole batch; copied where it is not."""
-    even = x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1)
     inner = x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3])
-    return x if even and inner else x.contiguous()
+    return x if inner and has_even_rows(x) else x.contiguous()
 
 
 def _vector(x: Tensor, like: Tensor, name: str) -> Tensor:

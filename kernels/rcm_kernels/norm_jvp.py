@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rcm_kernels.row_plan import backward_programs, rows_plan
+from rcm_kernels.row_plan import backward_programs, row_stride, rows_plan
 
 UNSPECIALIZED = ["L", "chunk"]
 
@@ -137,14 +137,12 @@ def layer_norm_backward_kernel(
         row = batch * L + line
         mask = (line < last)[:, None] & wide
         total = tl.zeros([ROWS, BLOCK], tl.float32)
-        if GR is not None:
-            total = _tile(GR, row, gr_row, column, mask)
         if GZ is not None:
             at = row.to(tl.int64) * 2
             mean = tl.load(STATS + at, mask=line < last, other=0.0)
             rstd = tl.load(STATS + at + 1, mask=line < last, other=0.0)
-            centred = tl.where(mask, _tile(R, row, r_row, column, mask) - mean[:, None], 0.0)
-            xh = centred * rstd[:, None]
+            # Outside the mask gz is 0, and xh meets nothing else.
+            xh = (_tile(R, row, r_row, column, mask) - mean[:, None]) * rstd[:, None]
             gz = _tile(GZ, row, gz_row, column, mask)
             if SUM_S is not None:
                 sum_s += gz
@@ -157,7 +155,9 @@ def layer_norm_backward_kernel(
                         f += 1.0
                     gz *= f
                 slope, along = tl.reduce((gz, gz * xh), 1, _pair_sum)
-                total += rstd[:, None] * (gz - (slope / D)[:, None] - xh * (along / D)[:, None])
+                total = rstd[:, None] * (gz - (slope / D)[:, None] - xh * (along / D)[:, None])
+        if GR is not None:
+            total += _tile(GR, row, gr_row, column, mask)
         if DX is not None:
             _put(DX, row, column, total, mask, D)
         if DY is not None:
@@ -191,7 +191,7 @@ def launch(
     """Run the forward kernel.
 
     Args:
-        x: [B, L, D], rows `x.stride(1)` apart over the whole batch; likewise y, tx, ty.
+        x: [B, L, D], its rows evenly spaced over the whole batch; likewise y, tx, ty.
         y: Branch, or None.
         g: Gate [B, 1, D] with any batch stride, or None; likewise f, s and the tangents tg, tf, ts.
         f: Factor of the norm.
@@ -209,7 +209,18 @@ def launch(
     block, rows, warps = rows_plan(dim)
     layer_norm_jvp_kernel[(triton.cdiv(length, rows), batch)](
         *(x, y, g, f, s, tx, ty, tg, tf, ts, *outputs, length),
-        *(_row(x), _row(y), _batch(g), _batch(f), _batch(s), _row(tx), _row(ty), _batch(tg), _batch(tf), _batch(ts)),
+        *(
+            row_stride(x),
+            row_stride(y),
+            _batch(g),
+            _batch(f),
+            _batch(s),
+            row_stride(tx),
+            row_stride(ty),
+            _batch(tg),
+            _batch(tf),
+            _batch(ts),
+        ),
         eps,
         D=dim,
         BLOCK=block,
@@ -257,7 +268,7 @@ def launch_backward(
     sums = [r.new_empty(batch, programs, dim, dtype=torch.float32) if one_wanted else None for one_wanted in wanted]
     layer_norm_backward_kernel[(programs, batch)](
         *(grad_r, grad_z, r, stats, y, g, f, grad_x, grad_y, *sums, length, chunk),
-        *(_row(grad_r), _row(grad_z), _row(r), _row(y), _batch(g), _batch(f)),
+        *(row_stride(grad_r), row_stride(grad_z), row_stride(r), row_stride(y), _batch(g), _batch(f)),
         D=dim,
         BLOCK=block,
         ROWS=rows,
@@ -267,10 +278,6 @@ def launch_backward(
         enable_fp_fusion=False,
     )
     return sums
-
-
-def _row(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(1)
 
 
 def _batch(x: Tensor | None) -> int:

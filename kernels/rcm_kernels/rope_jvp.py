@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rcm_kernels.row_plan import backward_programs, warps_for
+from rcm_kernels.row_plan import backward_programs, row_stride, warps_for
 
 UNSPECIALIZED = ["L", "chunk"]
 
@@ -173,7 +173,7 @@ def launch(
     """Run the forward kernel.
 
     Args:
-        x: [B, L, H, d], heads and elements contiguous, rows `x.stride(1)` apart over the whole batch; likewise tx.
+        x: [B, L, H, d], heads and elements contiguous, rows evenly spaced over the whole batch; likewise tx.
         tx: Tangent of x, or None.
         weight: [H d], the norm spans the row; or [d], it spans a head.
         table: (cos, sin) [L, d/2, 2] float32 contiguous, or None for no rotation.
@@ -183,7 +183,7 @@ def launch(
     """
     options = _options(x, weight, interleaved and table is not None)
     rms_norm_jvp_kernel[(x.shape[1], x.shape[0])](
-        *(x, tx, weight, table, *outputs, x.shape[1], x.stride(1), 0 if tx is None else tx.stride(1), eps), **options
+        *(x, tx, weight, table, *outputs, x.shape[1], row_stride(x), row_stride(tx), eps), **options
     )
 
 
@@ -217,7 +217,7 @@ def launch_backward(
     partial = x.new_empty(batch * programs, weight.shape[0], dtype=torch.float32) if sums else None
     options = _options(x, weight, interleaved and table is not None)
     rms_norm_backward_kernel[(programs, batch)](
-        *(grad, x, rstd, weight, table, grad_x, partial, length, chunk, grad.stride(1), x.stride(1)), **options
+        *(grad, x, rstd, weight, table, grad_x, partial, length, chunk, row_stride(grad), row_stride(x)), **options
     )
     return partial
 

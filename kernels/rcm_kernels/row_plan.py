@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 LONGEST_ROW = 8192
 """A row is held in registers; a longer one runs eager."""
 
@@ -31,3 +33,15 @@ def backward_programs(batch: int, length: int, rows: int, sums: bool) -> tuple[i
     programs = min(tiles, max(1, BACKWARD_PROGRAMS // batch)) if sums else tiles
     chunk = -(-tiles // programs) * rows
     return -(-length // chunk), chunk
+
+
+def row_stride(x: Tensor | None) -> int:
+    """Elements between the rows of [B, L, ...], the same distance over the whole batch; 0 for None."""
+    if x is None:
+        return 0
+    return x.stride(1) if x.shape[1] > 1 else x.stride(0)  # the stride of an axis of one is anything
+
+
+def has_even_rows(x: Tensor) -> bool:
+    """Whether the rows of [B, L, ...] are the same distance apart over the whole batch."""
+    return 1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)
