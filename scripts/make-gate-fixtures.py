@@ -85,9 +85,7 @@ def evaluator_of(config: RunConfig, plan: EvaluationPlan, cache: Path | None) ->
 
 def shipped_key() -> str:
     """Content hash of the shipped teacher and its label table."""
-    return teacher_key(
-        {name: (ASSETS / "teacher" / name).read_bytes() for name in ("model.safetensors", "conditioner.safetensors")}
-    )
+    return teacher_key({name: ASSETS / "teacher" / name for name in ("model.safetensors", "conditioner.safetensors")})
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ export type { Gate, JudgedGate } from './evaluation/gates.ts';
 export type { Scorecard } from './evaluation/scorecard.ts';
 export type { Logger } from './logging/logger.ts';
 export { eventLine } from './logging/ndjson.ts';
+export type { LayoutName, WeightsInspection } from './protocol/messages.ts';
 export { type Bridge, createBridge } from './runs/bridge.ts';
+export type { CheckOptions, ConfigCheck } from './runs/check-config.ts';
 export type { RunPlan } from './runs/dry-run.ts';
 export type { EventsOptions } from './runs/event-stream.ts';
 export type {
@@ -43,3 +45,12 @@ export type {
 export type { CancelOptions, RunDescription, RunHandle, RunResult, SampleRequest } from './runs/handle.ts';
 export type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './runs/options.ts';
 export type { EndState, RunErrorRecord, RunProgress, RunRecord, RunState } from './runs/record.ts';
+export type { ComparedWeights, WeightsProblem } from './weights/compare.ts';
+export type {
+  ConvertOptions,
+  WeightsConversion,
+  WeightsOptions,
+  WeightsProgress,
+  WeightsVerification,
+} from './weights/jobs.ts';
+export type { ListedNetwork, Release, WeightsList } from './weights/list.ts';

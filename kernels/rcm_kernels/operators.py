@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from rcm_kernels.dispatch import forward
+from rcm_kernels.dispatch import forward, requested_backend
 from rcm_kernels.plain import attention_backward
 from rcm_kernels.problem import Problem, visible_pairs
 from rcm_kernels.reference import Result
@@ -79,7 +79,8 @@ def attn_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, frame: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. It has no gradient itself: a second derivative raises."""
-    grad_q, grad_k, grad_v = attention_backward(grad, q, k, v, out, lse, scale=scale, frame=frame)
+    backend = "eager" if requested_backend() == "eager" else None
+    grad_q, grad_k, grad_v = attention_backward(grad, q, k, v, out, lse, scale=scale, frame=frame, backend=backend)
     return grad_q.clone() if grad_q is grad else grad_q, grad_k, grad_v
 
 

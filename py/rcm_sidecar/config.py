@@ -41,9 +41,12 @@ class NetworkOverrides(Block, frozen=True, kw_only=True):
     text_dim: Count | None | UnsetType = UNSET
     text_len: Count | None | UnsetType = UNSET
     freq_dim: Count | None | UnsetType = UNSET
+    mlp_ratio: Positive | None | UnsetType = UNSET
+    adaln_lora_dim: Count | None | UnsetType = UNSET
     in_dim: Count | None | UnsetType = UNSET
     out_dim: Count | None | UnsetType = UNSET
     patch_size: Annotated[list[Count], Meta(min_length=3, max_length=3)] | None | UnsetType = UNSET
+    rope_ratios: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None | UnsetType = UNSET
     eps: Positive | None | UnsetType = UNSET
 
     def arguments(self) -> dict[str, Any]:
@@ -382,6 +385,12 @@ class RunConfig(Block, frozen=True, kw_only=True):
     health: Health
     logging: Logging
     notify: Notify
+
+    @property
+    def teacher_locator(self) -> str:
+        """Where the teacher is: `model` means the network in `model.path`."""
+        named, folder = self.teacher.weights, self.model.path
+        return folder if named == "model" and folder is not None else named
 
 
 def parse_config(document: Mapping[str, Any]) -> RunConfig:

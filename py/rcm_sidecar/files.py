@@ -10,19 +10,19 @@ import errno
 import json
 import os
 import re
+import shutil
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rcm_sidecar.errors import HostError
+from rcm_sidecar.safetensors_file import in_memory, write_safetensors
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# safetensors reports the system's error as its own, with the number in the text.
-_NUMBER = re.compile(r"\(os error (\d+)\)")
+_FREE_SOME = "Free some space, or choose another folder."
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -31,7 +31,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         HostError: E_DISK_FULL when there is no space or quota left, E_RUN_DIR for any other refusal of the system.
     """
-    _write(path, lambda temporary: temporary.write_bytes(content))
+    write_through(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -41,9 +41,61 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file of tensors on any device; errors as `write_file`."""
-    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    facts = {"format": "pt", **(metadata or {})}
-    _write(path, lambda temporary: save_file(plain, str(temporary), metadata=facts))
+    lazy = {name: in_memory(tensor) for name, tensor in tensors.items()}
+    write_through(path, lambda temporary: write_safetensors(temporary, lazy, {"format": "pt", **(metadata or {})}))
+
+
+def write_through(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a temporary file, then sync it and give it its name; errors as `write_file`."""
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        # A parent that is a file cannot be cleaned up after.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """The name under which `path` is written; host and process keep apart those who write the same file."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes of this host that are dead left of writing `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}\.(\d+)\.tmp.*")
+    with contextlib.suppress(OSError):
+        for other in path.parent.iterdir():
+            match = pattern.fullmatch(other.name)
+            if match is None or _lives(int(match[1])):
+                continue
+            if other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)
+
+
+def require_space(path: Path, need: int) -> None:
+    """Refuse to begin what the file system of `path` cannot hold.
+
+    Args:
+        path: What will be written; parents may be missing.
+        need: Bytes.
+
+    Raises:
+        HostError: E_DISK_FULL.
+    """
+    folder = next((parent for parent in (path, *path.parents) if parent.is_dir()), Path("/"))
+    place = os.statvfs(folder)
+    free = place.f_bavail * place.f_frsize
+    if place.f_blocks and free < need:  # some network file systems report no sizes at all
+        message = f"Writing {path} takes {need / 1e9:.3g} GB; {free / 1e9:.3g} GB are free there."
+        raise HostError("E_DISK_FULL", message, _FREE_SOME)
 
 
 def sync(path: Path) -> None:
@@ -55,25 +107,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_error(path: Path, error: OSError | SafetensorError) -> HostError:
+def write_error(path: Path, error: OSError) -> HostError:
     """The typed error of a failed write."""
-    match = _NUMBER.search(str(error))
-    number = int(match[1]) if match else getattr(error, "errno", None)
-    if number in _FULL:
-        return HostError("E_DISK_FULL", f"No space left to write {path}.", "Free some space, or choose another folder.")
-    return HostError("E_RUN_DIR", f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.")
+    if error.errno in _FULL:
+        return HostError("E_DISK_FULL", f"No space left to write {path}.", _FREE_SOME)
+    return HostError("E_RUN_DIR", f"Cannot write {path}: {error.strerror or error}.")
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    # The number keeps two processes apart that write the same file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _lives(pid: int) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        # The first error is the one to tell; a parent that is a file cannot be cleaned up after either.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # of another user
+    return True

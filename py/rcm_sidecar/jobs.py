@@ -10,13 +10,15 @@ import msgspec
 from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
+from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
-from rcm_sidecar.protocol import DistillStart, EndBody, RunStart, SampleStart, TrainingStart
+from rcm_sidecar.protocol import DistillStart, EndBody, RunStart, SampleStart, TrainingStart, WeightsStart
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.determinism import set_up
 from rcm_sidecar.training.loop import TrainingLoop, check_drift
 from rcm_sidecar.training.products import Products
 from rcm_sidecar.training.setup import Trained, set_up_distillation, set_up_pretraining
+from rcm_sidecar.weights_job import run_weights
 
 
 def run_job(start: RunStart, link: JobLink) -> EndBody:
@@ -35,6 +37,8 @@ def run_job(start: RunStart, link: JobLink) -> EndBody:
     """
     if isinstance(start, SampleStart):
         return run_sample(start, link)
+    if isinstance(start, WeightsStart):
+        return run_weights(start, link)
     return _run_training(start, link)
 
 
@@ -44,6 +48,7 @@ def _run_training(start: TrainingStart, link: JobLink) -> EndBody:
     resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
     threads = config.compute.threads if resumed is None else resumed[1].environment.threads
     environment = set_up(config.compute.device, threads, config.compute.deterministic)
+    choose_kernels(config.compute.attention)
     if resumed is not None:
         check_drift(resumed[1], environment, start.allow_drift, link)
     trained = _set_up(start, config, resumed)

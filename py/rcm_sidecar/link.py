@@ -14,8 +14,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from rcm_sidecar.errors import SidecarError
-from rcm_sidecar.protocol import ActivityName, Alarm, CheckpointBody, EvaluationBody, Progress, RunSample
+from rcm_sidecar.protocol import (
+    ActivityName,
+    Alarm,
+    CheckpointBody,
+    Converted,
+    EvaluationBody,
+    Progress,
+    RunSample,
+    Verified,
+    WeightsInspection,
+)
 
+WeightsReport = WeightsInspection | Verified | Converted
+WEIGHTS_EVENTS: Mapping[type, str] = {WeightsInspection: "inspected", Verified: "verified", Converted: "converted"}
 LogLevel = Literal["debug", "info", "warn", "error"]
 
 
@@ -247,6 +259,10 @@ class JobLink(Protocol):
         """Send the results of an evaluation."""
         ...
 
+    def weights(self, report: WeightsReport) -> None:
+        """Send what a job about weight files found or did."""
+        ...
+
     def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:
         """Tell a person that something needs a look."""
         ...
@@ -309,6 +325,9 @@ class RecordingLink:
 
     def evaluation(self, body: EvaluationBody) -> None:  # noqa: D102
         self._record("evaluation", body)
+
+    def weights(self, report: WeightsReport) -> None:  # noqa: D102
+        self._record(WEIGHTS_EVENTS[type(report)], report)
 
     def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:  # noqa: D102
         self._record("alarm", Alarm(code=code, message=message, step=step, details=dict(details)))

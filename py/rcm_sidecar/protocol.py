@@ -28,6 +28,9 @@ Amount = Annotated[float, Meta(ge=0)]
 ActivityName = Literal["idle", "loading", "compiling", "training", "sampling", "evaluating", "checkpointing"]
 NetworkName = Literal["student", "ema"]
 SamplerName = Literal["train", "heldOut", "teacher", "student"]
+LayoutName = Literal["official", "diffusers", "comfyui"]
+FamilyName = Literal["wan2.1", "cosmos-predict2"]
+WeightsDtypeName = Literal["bf16", "fp16", "fp32"]
 DtypeName = Literal["u8", "i8", "i16", "i32", "i64", "f16", "bf16", "f32", "f64", "bool"]
 
 
@@ -250,7 +253,33 @@ class SampleStart(Body, frozen=True, tag_field="job", tag="sample"):
     threads: Count | None
 
 
-RunStart = DistillStart | PretrainStart | SampleStart
+class WeightsStart(Body, frozen=True):
+    """Fields of the jobs about weight files. `model` None means the network that the shapes show."""
+
+    source: str
+    model: str | None
+    overrides: dict[str, Any]
+
+
+class InspectStart(WeightsStart, frozen=True, tag_field="job", tag="inspect"):
+    """Read the headers of weights."""
+
+
+class VerifyStart(WeightsStart, frozen=True, tag_field="job", tag="verify"):
+    """Read all of the weights: complete, finite, of the known hash."""
+
+
+class ConvertStart(WeightsStart, frozen=True, tag_field="job", tag="convert"):
+    """Write weights in another layout. `dtype` None keeps each tensor's own; `check` reads the result back."""
+
+    layout: LayoutName
+    out: str
+    dtype: WeightsDtypeName | None
+    check: bool
+    overwrite: bool
+
+
+RunStart = DistillStart | PretrainStart | SampleStart | InspectStart | VerifyStart | ConvertStart
 
 
 class RunCancel(Body, frozen=True):
@@ -370,6 +399,80 @@ class EvaluationBody(Body, frozen=True):
     seconds: Amount
 
 
+class WeightsMismatch(Body, frozen=True):
+    """The keys that do not fit; those of `misshaped` and `integers` are sentences."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[str, ...]
+    integers: tuple[str, ...]
+    summary: str
+    cause: str
+
+
+class WeightsNetwork(Body, frozen=True):
+    """A network by name; `overrides` as in the config."""
+
+    name: str
+    overrides: dict[str, Any]
+
+
+class WeightsInspection(Body, frozen=True):
+    """What the headers of weights say; layout, family and network are None for another kind of file."""
+
+    path: str
+    files: tuple[str, ...]
+    layout: LayoutName | None
+    prefix: str
+    family: FamilyName | None
+    network: WeightsNetwork | None
+    dtypes: dict[str, Count]
+    tensors: Count
+    parameters: Amount
+    bytes: Amount
+    mismatch: WeightsMismatch | None
+
+
+class FileHash(Body, frozen=True):
+    """A file and its sha256 (hex), which is the known one."""
+
+    file: str
+    sha256: str
+
+
+class Verified(Body, frozen=True):
+    """Weights are complete and finite."""
+
+    inspection: WeightsInspection
+    hashes: tuple[FileHash, ...]
+    seconds: Amount
+
+
+class ForwardCheck(Body, frozen=True):
+    """Largest difference of a forward pass of both, or None and the reason why none was run."""
+
+    difference: float | None
+    reason: str | None
+
+
+class ConversionCheck(Body, frozen=True):
+    """How many tensors were read back equal, and the forward pass."""
+
+    tensors: Count
+    forward: ForwardCheck
+
+
+class Converted(Body, frozen=True):
+    """A conversion is complete on disk; `inspection` is of its source."""
+
+    inspection: WeightsInspection
+    path: str
+    files: tuple[str, ...]
+    bytes: Amount
+    checked: ConversionCheck | None
+    seconds: Amount
+
+
 class Alarm(Body, frozen=True):
     """Something a person should look at; the job goes on."""
 
@@ -463,6 +566,9 @@ EVENTS: dict[str, Any] = {
     "metric": MetricBatch,
     "checkpoint": CheckpointBody,
     "evaluation": EvaluationBody,
+    "inspected": WeightsInspection,
+    "verified": Verified,
+    "converted": Converted,
     "alarm": Alarm,
     "log": Log,
     "paused": StepBody,

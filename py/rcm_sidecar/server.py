@@ -40,6 +40,7 @@ from rcm_sidecar.protocol import (
     SampleStart,
     Shutdown,
     StartLine,
+    TrainingStart,
     Welcome,
 )
 from rcm_sidecar.server_link import ServerLink
@@ -198,16 +199,16 @@ class _Server:
         )
 
     def spill_folder(self) -> Path | None:
-        """The run directory of the job (the last one, once it has ended)."""
+        """The folder of the job (the last one, once it has ended); jobs about weight files have none."""
         start = self._job or self._last_job
-        if start is None:
-            return None
-        return Path(start.out_dir if isinstance(start, SampleStart) else start.run_dir)
+        if isinstance(start, TrainingStart):
+            return Path(start.run_dir)
+        return Path(start.out_dir) if isinstance(start, SampleStart) else None
 
     def run_id(self) -> str | None:
-        """Id of the run, none for a sample job."""
+        """Id of the run; only training has one."""
         start = self._job or self._last_job
-        return None if start is None or isinstance(start, SampleStart) else start.run_id
+        return start.run_id if isinstance(start, TrainingStart) else None
 
     def _answer(self, request: str, kind: str, body: Any) -> dict[str, Any] | None:
         """Value of the answer, or None when it comes later."""

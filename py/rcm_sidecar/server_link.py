@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rcm_sidecar.link import LogLevel, Requests, SampleGrid
+from rcm_sidecar.link import WEIGHTS_EVENTS, LogLevel, Requests, SampleGrid, WeightsReport
 from rcm_sidecar.outbox import Outbox
 from rcm_sidecar.protocol import (
     Activity,
@@ -73,6 +73,9 @@ class ServerLink:
 
     def evaluation(self, body: EvaluationBody) -> None:  # noqa: D102
         self._outbox.put("evaluation", body)
+
+    def weights(self, report: WeightsReport) -> None:  # noqa: D102
+        self._outbox.put(WEIGHTS_EVENTS[type(report)], report)
 
     def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:  # noqa: D102
         self._outbox.put("alarm", Alarm(code=code, message=message, step=step, details=dict(details)))

@@ -1,5 +1,6 @@
 import type { z } from 'zod';
 import { RcmBridgeError } from '../errors/index.ts';
+import { suggestNetwork } from '../models/registry.ts';
 import { nearest } from '../nearest.ts';
 import { configSchema, type RcmConfigOutput } from './blocks/index.ts';
 import { findConflicts } from './conflicts.ts';
@@ -11,8 +12,9 @@ import { findNotYet } from './not-yet.ts';
 export function checkConfig(document: Document, layers: readonly Layer[]): RcmConfigOutput {
   const parsed = configSchema.safeParse(document);
   if (!parsed.success) throw describeIssues(parsed.error.issues, document, layers);
-  const problems = findConflicts(parsed.data).map(problem => at(layers, problem.path, problem.text, problem.hint));
-  if (problems.length > 0) throw configError('E_CONFIG_VALUE', problems);
+  const conflicts = findConflicts(parsed.data);
+  const problems = conflicts.map(({ path, text, hint }) => at(layers, path, text, hint));
+  if (problems.length > 0) throw configError(conflicts[0]?.code ?? 'E_CONFIG_VALUE', problems);
   const notYet = findNotYet(parsed.data).map(found =>
     at(
       layers,
@@ -32,7 +34,7 @@ interface Problem {
 }
 
 function configError(
-  code: 'E_CONFIG_VALUE' | 'E_CONFIG_UNKNOWN_KEY' | 'E_CONFIG_NOT_YET',
+  code: 'E_CONFIG_VALUE' | 'E_CONFIG_UNKNOWN_KEY' | 'E_CONFIG_NOT_YET' | 'E_NETWORK_OVERRIDE' | 'E_NETWORK_SIZE',
   problems: readonly Problem[],
 ): RcmBridgeError {
   const first = problems[0] as Problem;
@@ -109,7 +111,8 @@ function wrongValue(schema: SchemaNode, path: Path, document: Document, layers: 
       ? `${name} is missing; it takes ${expectation(node)}.`
       : `${name} takes ${expectation(node)}, not ${shown(value)}.`;
   const words = membersOf(node).flatMap(member => member.enum ?? (member.const === undefined ? [] : [member.const]));
-  const close = typeof value === 'string' ? nearest(value, words.map(String)) : undefined;
+  const suggest = name === 'model.name' ? suggestNetwork : (given: string) => nearest(given, words.map(String));
+  const close = typeof value === 'string' ? suggest(value) : undefined;
   return at(
     layers,
     path,

@@ -1,12 +1,6 @@
 import type { RcmConfigOutput } from './blocks/index.ts';
-import type { Path } from './layers.ts';
-
-/** Values that are right by themselves but do not fit each other. */
-export interface Conflict {
-  readonly path: Path;
-  readonly text: string;
-  readonly hint: string;
-}
+import { type Conflict, conflict } from './conflict.ts';
+import { findSizeConflicts } from './sizes.ts';
 
 /** Conflicts between keys, first the cheap ones; empty if there is none. */
 export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
@@ -15,13 +9,16 @@ export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
   ...evaluationConflicts(config),
   ...gateConflicts(config),
   ...optimizerConflicts(config),
+  ...weightsConflicts(config),
+  ...attentionConflicts(config),
+  ...loraConflicts(config),
+  ...findSizeConflicts(config),
 ];
 
-const conflict = (path: string, text: string, hint: string): Conflict => ({
-  path: path.split('.'),
-  text: `${path} ${text}.`,
-  hint,
-});
+function weightsConflicts({ model, teacher }: RcmConfigOutput): readonly Conflict[] {
+  if (teacher.weights !== 'model' || model.path !== null) return [];
+  return [conflict('teacher.weights', 'is model, but model.path is null', 'Set model.path to the downloaded folder.')];
+}
 
 function batchConflicts({ schedule }: RcmConfigOutput): readonly Conflict[] {
   const { batchSize, microBatchSize } = schedule;
@@ -126,4 +123,36 @@ function optimizerConflicts(config: RcmConfigOutput): readonly Conflict[] {
       ),
     ];
   });
+}
+
+function attentionConflicts({ compute }: RcmConfigOutput): readonly Conflict[] {
+  const { attention, device } = compute;
+  if (device === 'cuda' || attention === 'auto' || attention === 'eager') return [];
+  return [
+    conflict(
+      'compute.attention',
+      `is ${attention}, a kernel for GPUs, and compute.device is ${device}`,
+      'Use auto, or compute.device: cuda.',
+    ),
+  ];
+}
+
+/** With LoRA the roles share the teacher's weights, so a role starts from them or from adapters of an earlier run. */
+function loraConflicts({ student, critic }: RcmConfigOutput): readonly Conflict[] {
+  if (student.lora === null) return [];
+  const { targets } = student.lora;
+  const repeated = targets.find((target, index) => targets.indexOf(target) !== index);
+  const inits = { 'student.init': student.init, 'critic.init': critic.init };
+  const conflicts = Object.entries(inits)
+    .filter(([, init]) => init !== 'teacher' && !init.endsWith('.safetensors'))
+    .map(([path, init]) =>
+      conflict(
+        path,
+        `is ${init}, but with student.lora all roles share the teacher's weights`,
+        'Use teacher, an adapter file (export/lora/official.safetensors of a run), or student.lora: null.',
+      ),
+    );
+  if (repeated === undefined) return conflicts;
+  const hint = `Use [${[...new Set(targets)].join(', ')}].`;
+  return [...conflicts, conflict('student.lora.targets', `names ${repeated} twice`, hint)];
 }

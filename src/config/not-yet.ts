@@ -7,13 +7,10 @@ import { type Path, valueAt } from './layers.ts';
  * Whoever makes a key work removes its line.
  */
 const accepted: Readonly<Record<string, readonly unknown[]>> = {
-  'model.name': ['wan2.1-tiny', 'wan2.1-t2v-1.3b', 'wan2.1-t2v-14b'],
-  'model.path': [null, 'weights/Wan2.1-T2V-1.3B', '/models/Wan2.1-T2V-1.3B'],
   'model.vae': [null, 'auto'],
   'model.textEncoder': ['labels', 'auto'],
   'teacher.branches': ['auto', 'sequential'],
   'teacher.negative': ['empty', 'default'],
-  'student.lora': [null, { rank: 64, alpha: 64, targets: ['attention', 'ffn'] }],
   'losses.scm.allowNoisyDerivative': [false],
   'data.kind': ['digits', 'latentShards'],
   'data.path': [null, 'data/wan2.1-14b-480p-synthetic', '/data/my-shards'],
@@ -32,7 +29,6 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'compute.profile': [false],
   'compute.activationCheckpointing': ['none', 'block'],
   'compute.offload': ['none'],
-  'compute.attention': ['auto', 'eager'],
   'compute.compile': [false],
   'checkpoints.async': [true],
   'evaluation.prompts': [null, 'builtin:video-8'],
@@ -50,9 +46,6 @@ function precision(matrices: 'fp32' | 'bf16') {
   return { compute: matrices, residual: matrices, time: 'fp32', master: 'fp32', reduce: 'fp32', ema: 'fp32' };
 }
 
-/** Locators of model files on the hub are read by a later version. */
-const locators = ['teacher.weights', 'student.init', 'critic.init'];
-
 export interface NotYet {
   readonly path: Path;
   readonly value: unknown;
@@ -61,22 +54,13 @@ export interface NotYet {
 }
 
 /** Values that are valid but would have no effect. */
-export function findNotYet(config: RcmConfigOutput): readonly NotYet[] {
-  const fixed = Object.entries(accepted).flatMap(([name, values]) => {
+export const findNotYet = (config: RcmConfigOutput): readonly NotYet[] =>
+  Object.entries(accepted).flatMap(([name, values]) => {
     const path = name.split('.');
     const value = valueAt(config, path);
     if (values.some(other => isSame(other, value))) return [];
     return [{ path, value, accepted: values.map(other => JSON.stringify(other)).join(' or ') }];
   });
-  const remote = locators.flatMap(name => {
-    const path = name.split('.');
-    const value = valueAt(config, path);
-    return typeof value === 'string' && value.startsWith('hf:')
-      ? [{ path, value, accepted: 'a path or builtin:NAME' }]
-      : [];
-  });
-  return [...fixed, ...remote];
-}
 
 const isSame = (left: unknown, right: unknown): boolean => canonical(left) === canonical(right);
 
@@ -88,4 +72,4 @@ const canonical = (value: unknown): string =>
   );
 
 /** For tests: every path of the table has to exist. */
-export const notYetPaths: readonly string[] = [...Object.keys(accepted), ...locators];
+export const notYetPaths: readonly string[] = Object.keys(accepted);

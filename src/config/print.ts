@@ -1,6 +1,7 @@
 /** A resolved config for people: every `auto` replaced by what it became. */
 import { join } from 'node:path';
 import { type Document, isScalar, parseDocument, stringify } from 'yaml';
+import { networkNamed } from '../models/registry.ts';
 import type { RcmConfig } from './types.ts';
 
 export interface PrintedConfig {
@@ -13,9 +14,10 @@ export interface PrintedConfig {
 /** What this version makes of each `auto`; undefined where the key has another value. */
 export function describeAuto(config: RcmConfig): PrintedConfig {
   const { model, schedule } = config;
+  const { family } = networkNamed(model.name);
   const became: Readonly<Record<string, unknown>> = {
-    'model.vae': model.path === null ? null : join(model.path, 'Wan2.1_VAE.pth'),
-    'model.textEncoder': model.name.startsWith('cosmos') ? 't5-11b' : 'umt5-xxl',
+    'model.vae': model.path === null ? null : join(model.path, family.vaeFile),
+    'model.textEncoder': family.textEncoder.name,
     'teacher.branches': 'sequential',
     // On a CPU the whole batch goes through at once.
     'schedule.microBatchSize': schedule.batchSize,

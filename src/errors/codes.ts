@@ -244,15 +244,20 @@ export const errorCodes = {
     summary: 'The command line has an unknown word, an unknown option or a value of the wrong kind.',
     fix: 'See `rcm-bridge <command> --help`.',
   },
+  E_WEIGHTS_COMPARE: {
+    exitCode: 5,
+    summary: 'Converted weights, read back, are not what was to be written.',
+    fix: 'Convert again, to another place: the disk may be failing.',
+  },
   E_WEIGHTS_EMPTY: {
     exitCode: 5,
     summary: 'A weights file is empty.',
     fix: 'Download or export it again.',
   },
-  E_WEIGHTS_FORMAT: {
+  E_WEIGHTS_HASH: {
     exitCode: 5,
-    summary: 'A file that belongs to the weights is no valid safetensors or JSON file.',
-    fix: 'Download or export it again.',
+    summary: 'A weights file does not have the sha256 it was published with.',
+    fix: 'It was damaged or changed: download it again.',
   },
   E_WEIGHTS_KEYS: {
     exitCode: 5,
@@ -269,14 +274,14 @@ export const errorCodes = {
     summary: 'The weights belong to another network: tensors are missing, left over or of another shape.',
     fix: 'Check that `model.name` and `model.overrides` belong to these weights.',
   },
-  E_WEIGHTS_MISSING: {
-    exitCode: 3,
-    summary: 'There are no weights at the path.',
-    fix: 'Check the path, or fetch the file first.',
+  E_WEIGHTS_NON_FINITE: {
+    exitCode: 5,
+    summary: 'Weights hold NaN or infinities, or would in the dtype asked for.',
+    fix: 'Use weights of a training that did not diverge; convert to bf16 or fp32 instead of fp16.',
   },
   E_WEIGHTS_NOT_FOUND: {
     exitCode: 3,
-    summary: 'A weights locator names nothing that exists.',
+    summary: 'There are no weights at the path or locator, or a file they consist of is missing.',
     fix: 'A locator is a path, builtin:NAME or hf:OWNER/NAME@REVISION.',
   },
   E_WEIGHTS_SAMPLER: {
@@ -291,7 +296,7 @@ export const errorCodes = {
   },
   E_WEIGHTS_UNREADABLE: {
     exitCode: 5,
-    summary: 'A weights file is damaged or cannot be read.',
+    summary: 'A weights file, or a file that belongs to it, is damaged or cannot be read.',
     fix: 'Download or export it again.',
   },
   E_WEIGHTS_WRITE: {

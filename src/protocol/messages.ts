@@ -26,6 +26,9 @@ export const activityName = z.enum([
 ]);
 export const networkName = z.enum(['student', 'ema']);
 export const samplerName = z.enum(['train', 'heldOut', 'teacher', 'student']);
+export const layoutName = z.enum(['official', 'diffusers', 'comfyui']);
+export const familyName = z.enum(['wan2.1', 'cosmos-predict2']);
+export const weightsDtypeName = z.enum(['bf16', 'fp16', 'fp32']);
 export const dtypeName = z.enum(['u8', 'i8', 'i16', 'i32', 'i64', 'f16', 'bf16', 'f32', 'f64', 'bool']);
 
 /** A body without fields. */
@@ -146,6 +149,12 @@ const trainingStart = {
   smoke: z.boolean(),
 };
 
+const weightsStart = {
+  source: z.string(),
+  model: z.string().nullable(),
+  overrides: map,
+};
+
 export const runStart = z
   .discriminatedUnion('job', [
     z.strictObject({ job: z.literal('distill'), ...trainingStart }),
@@ -162,8 +171,21 @@ export const runStart = z
       outDir: z.string(),
       threads: count.nullable(),
     }),
+    z.strictObject({ job: z.literal('inspect'), ...weightsStart }),
+    z.strictObject({ job: z.literal('verify'), ...weightsStart }),
+    z.strictObject({
+      job: z.literal('convert'),
+      ...weightsStart,
+      layout: layoutName,
+      out: z.string(),
+      dtype: weightsDtypeName.nullable(),
+      check: z.boolean(),
+      overwrite: z.boolean(),
+    }),
   ])
-  .describe('Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute.');
+  .describe(
+    'Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute. inspect, verify and convert are about weight files: model null means the network their shapes show, dtype null each tensor as it is stored.',
+  );
 
 /** Control messages from Node to Python. All but welcome are requests, answered by ok or error. */
 export const controlToPython = {
@@ -211,6 +233,38 @@ const row = z.strictObject({
   metrics: z.record(z.string(), metricValue),
 });
 
+const weightsMismatch = z.strictObject({
+  missing: z.array(z.string()),
+  unexpected: z.array(z.string()),
+  misshaped: z.array(z.string()),
+  integers: z.array(z.string()),
+  summary: z.string(),
+  cause: z.string(),
+});
+
+export const weightsInspection = z
+  .strictObject({
+    path: z.string(),
+    files: z.array(z.string()),
+    layout: layoutName.nullable(),
+    prefix: z.string(),
+    family: familyName.nullable(),
+    network: z.strictObject({ name: z.string(), overrides: map }).nullable(),
+    dtypes: z.record(z.string(), count),
+    tensors: count,
+    parameters: amount,
+    bytes: amount,
+    mismatch: weightsMismatch.nullable(),
+  })
+  .describe(
+    'What the headers of weights say: network is the one compared with, mismatch null when they are exactly its weights; layout, family and network are null for another kind of file.',
+  );
+
+const weightsForward = z.strictObject({
+  difference: real.nullable(),
+  reason: z.string().nullable(),
+});
+
 const stepBody = z.strictObject({ step: count });
 
 /** Events: PUSH in Python, PULL in Node, numbered by seq. */
@@ -247,6 +301,26 @@ export const events = {
       seconds: amount,
     })
     .describe('All rows of one evaluated network.'),
+  inspected: weightsInspection,
+  verified: z
+    .strictObject({
+      inspection: weightsInspection,
+      hashes: z.array(z.strictObject({ file: z.string(), sha256: z.string() })),
+      seconds: amount,
+    })
+    .describe('Weights are complete and finite; hashes are those of files whose hash is known, all equal to it.'),
+  converted: z
+    .strictObject({
+      inspection: weightsInspection,
+      path: z.string(),
+      files: z.array(z.string()),
+      bytes: amount,
+      checked: z.strictObject({ tensors: count, forward: weightsForward }).nullable(),
+      seconds: amount,
+    })
+    .describe(
+      'A conversion is complete on disk. checked: every tensor was read back equal; forward.difference is the largest one of a forward pass of both, null with a reason when it was not run.',
+    ),
   alarm: z
     .strictObject({ code: z.string(), message: z.string(), step: count, details: map })
     .describe('Something a person should look at; the job goes on.'),
@@ -299,6 +373,9 @@ export type Hello = z.infer<typeof controlToNode.hello>;
 export type Ready = z.infer<typeof controlToNode.ready>;
 export type Heartbeat = z.infer<typeof controlToNode.heartbeat>;
 export type Limits = z.infer<typeof controlToPython.welcome>['limits'];
+export type LayoutName = z.infer<typeof layoutName>;
+export type WeightsDtypeName = z.infer<typeof weightsDtypeName>;
+export type WeightsInspection = z.infer<typeof weightsInspection>;
 export type EvaluationRow = z.infer<typeof row>;
 export type MetricItem = z.infer<typeof metricItem>;
 

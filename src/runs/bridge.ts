@@ -6,6 +6,10 @@ import { resolve } from 'node:path';
 import type { RcmConfigInput } from '../config/types.ts';
 import { AbortedError, throwIfAborted } from '../errors/index.ts';
 import { silentLogger } from '../logging/logger.ts';
+import type { WeightsInspection } from '../protocol/messages.ts';
+import type { ConvertOptions, WeightsConversion, WeightsOptions, WeightsVerification } from '../weights/jobs.ts';
+import type { WeightsList } from '../weights/list.ts';
+import type { CheckOptions, ConfigCheck } from './check-config.ts';
 import type { BridgeContext, Interpreter } from './context.ts';
 import type { RunPlan } from './dry-run.ts';
 import type { RunHandle } from './handle.ts';
@@ -27,6 +31,12 @@ export interface Bridge extends AsyncDisposable {
   pretrain(config?: string | RcmConfigInput, options?: RunOptions): Promise<RunHandle>;
   /** What `distill` or `pretrain` would do, after all checks that need no sidecar. Creates nothing. */
   plan(job: Job, config?: string | RcmConfigInput, options?: RunOptions): Promise<RunPlan>;
+  /**
+   * Checks a config, and the headers of the weight files it names against its network. Starts no run, installs and
+   * writes nothing; weights that are missing or do not fit are part of the result.
+   * @throws E_CONFIG_*, E_NETWORK_*, E_SIDECAR_*, E_ABORTED
+   */
+  check(config?: string | RcmConfigInput, options?: CheckOptions): Promise<ConfigCheck>;
   /** Goes on with a run (an id, the start of one, a path, or `last`). A complete one is only opened. */
   resume(run: string, options?: ResumeOptions): Promise<RunHandle>;
   /** Draws samples from a run's export, an export folder, a weights file with its sampler.json, or `builtin:NAME`. */
@@ -38,6 +48,17 @@ export interface Bridge extends AsyncDisposable {
     open(run: string): Promise<RunHandle>;
     /** Newest first. */
     list(): Promise<readonly RunRecord[]>;
+  };
+  /** Weight files of known networks: a locator is a path or `builtin:NAME`. */
+  readonly weights: {
+    /** The networks of this version, where their weights are published, and copies on this machine. */
+    list(): Promise<WeightsList>;
+    /** What they are, from their headers, and whether they fit a network. Takes a moment at any size. */
+    inspect(weights: string, options?: WeightsOptions): Promise<WeightsInspection>;
+    /** Reads all of them. @throws E_WEIGHTS_* with what is wrong */
+    verify(weights: string, options?: WeightsOptions): Promise<WeightsVerification>;
+    /** Writes them in another layout, one tensor at a time. @throws E_WEIGHTS_*, E_DISK_FULL */
+    convert(weights: string, options: ConvertOptions): Promise<WeightsConversion>;
   };
   /** Checkpoints and stops the runs this bridge started and waits for their end; `detached` ones go on. */
   close(): Promise<void>;
@@ -110,6 +131,11 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
       const [{ prepareRun }, { describePlan }] = await Promise.all([import('./start-run.ts'), import('./dry-run.ts')]);
       return describePlan(context, await prepareRun(context, job, config, runOptions));
     },
+    check: async (config = defaultConfig, checkOptions = {}) => {
+      const { checkConfig } = await import('./check-config.ts');
+      const findPython = parts.findPython ?? pythonThatIsThere(options, cwd, env);
+      return checkConfig({ ...context, findPython }, config, checkOptions);
+    },
     resume: async (name, resumeOptions = {}) => {
       refuseClosed(closed);
       const { resumeRun } = await import('./resume-run.ts');
@@ -129,6 +155,27 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
       list: async () => {
         const { listRuns } = await import('./store.ts');
         return listRuns(context.runsDir).map(({ record }) => record);
+      },
+    },
+    weights: {
+      list: async () => {
+        const { listWeights } = await import('../weights/list.ts');
+        return listWeights();
+      },
+      inspect: async (weights, weightsOptions = {}) => {
+        refuseClosed(closed);
+        const { inspectWeights } = await import('../weights/jobs.ts');
+        return inspectWeights(context, weights, weightsOptions);
+      },
+      verify: async (weights, weightsOptions = {}) => {
+        refuseClosed(closed);
+        const { verifyWeights } = await import('../weights/jobs.ts');
+        return verifyWeights(context, weights, weightsOptions);
+      },
+      convert: async (weights, convertOptions) => {
+        refuseClosed(closed);
+        const { convertWeights } = await import('../weights/jobs.ts');
+        return convertWeights(context, weights, convertOptions);
       },
     },
     close,
@@ -167,3 +214,11 @@ function pythonFinder(
     return found;
   };
 }
+
+/** The Python there is; unlike `pythonFinder` it never makes an environment. */
+const pythonThatIsThere =
+  ({ python }: BridgeOptions, cwd: string, env: NodeJS.ProcessEnv): BridgeContext['findPython'] =>
+  async signal => {
+    const { resolvePython } = await import('../python/find.ts');
+    return resolvePython({ explicit: python, env, cwd, signal });
+  };

@@ -3,20 +3,21 @@ import type { RcmConfig } from '../config/types.ts';
 import { RcmBridgeError } from '../errors/index.ts';
 import { listGpus } from '../python/gpus.ts';
 import type { Job } from './record.ts';
-import { locateWeights } from './weights.ts';
+import { locateWeights, namedWeights } from './weights.ts';
 
 /** @throws E_WEIGHTS_NOT_FOUND, E_GPU */
 export async function checkHost(
   job: Job,
-  { model, teacher, student, critic, compute }: RcmConfig,
+  config: RcmConfig,
   gpus: () => Promise<readonly string[]> = listGpus,
 ): Promise<void> {
-  if (compute.device === 'cuda' && (await gpus()).length === 0) {
+  if (config.compute.device === 'cuda' && (await gpus()).length === 0) {
     throw new RcmBridgeError('E_GPU', 'compute.device is cuda, but nvidia-smi finds no GPU on this machine.', {
       hint: 'Train on the CPU: --set compute.device=cpu',
     });
   }
   if (job === 'pretrain') return;
-  locateWeights(teacher.weights === 'model' ? (model.path ?? 'model') : teacher.weights);
-  for (const { init } of [student, critic]) if (init !== 'teacher') locateWeights(init);
+  for (const { locator, adapter } of namedWeights(config)) {
+    locateWeights(locator, adapter ? undefined : config.model.name);
+  }
 }

@@ -1,21 +1,19 @@
 /** `sample`: draws from a finished run, an export, a teacher or a weights file; touches no run directory. */
 import fs from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { sidecarExitError } from '../bridge/sidecar.ts';
-import { AbortedError, PythonError, RcmBridgeError, throwIfAborted } from '../errors/index.ts';
-import type { EventBody, RunStart } from '../protocol/messages.ts';
+import type { SidecarBlob } from '../bridge/event-stream.ts';
+import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
+import type { RunStart } from '../protocol/messages.ts';
 import { readStoredConfig } from './config-file.ts';
-import { anySignal, type BridgeContext, sidecarVariables } from './context.ts';
-import { deferred } from './deferred.ts';
+import { anySignal, type BridgeContext } from './context.ts';
 import type { SampleOptions, SampleResult } from './options.ts';
 import { writeSampleGrid } from './sample-files.ts';
+import { runSidecarJob } from './sidecar-job.ts';
 import { findRun } from './store.ts';
-import { locateWeights } from './weights.ts';
+import { locateWeights, teacherLocator } from './weights.ts';
 
 const studentSteps = 4;
-const shutdownGraceMs = 2_000;
-const blobPatienceMs = 30_000;
-const exportLayouts = ['official', 'diffusers'];
+const exportLayouts = ['official', 'diffusers', 'comfyui'];
 
 /** @throws E_RUN_NOT_FOUND, E_WEIGHTS_*, E_PYTHON_*, E_SIDECAR_*, E_ABORTED */
 export async function drawSamples(context: BridgeContext, name: string, options: SampleOptions): Promise<SampleResult> {
@@ -23,7 +21,6 @@ export async function drawSamples(context: BridgeContext, name: string, options:
   throwIfAborted(signal);
   const source = locateSource(context, name, options.teacher ?? false);
   const out = resolve(context.cwd, options.out ?? 'samples');
-  const python = await context.findPython(signal);
   const { num = 10, seed = 0, label = null, prompt = null, teacher = false } = options;
   const steps = options.steps ?? defaultSteps(source);
   const start: RunStart = {
@@ -38,58 +35,14 @@ export async function drawSamples(context: BridgeContext, name: string, options:
     outDir: out,
     threads: null,
   };
-  const files = await runSampleJob(context, python.executable, start, signal);
-  return { files, out, steps, seed };
-}
-
-async function runSampleJob(
-  context: BridgeContext,
-  python: string,
-  start: Extract<RunStart, { job: 'sample' }>,
-  signal: AbortSignal | undefined,
-): Promise<readonly string[]> {
-  const ended = deferred<EventBody<'end'>>();
-  const failed = deferred<Error>();
   const files: string[] = [];
-  const sidecar = await context.launch({
-    python,
-    cwd: context.cwd,
-    env: sidecarVariables(context.env),
-    logger: context.logger,
-    signal: signal ?? new AbortController().signal,
-    onEvent: async event => {
-      if (event.type === 'end') ended.resolve(event.body);
-    },
-    onBlob: async ({ body, tensors }) => {
-      try {
-        if (!tensors.pixels) throw new RcmBridgeError('E_PROTOCOL', 'A sample came without its pixels.');
-        const { shape, bytes } = tensors.pixels;
-        files.push(join(start.outDir, await writeSampleGrid(start.outDir, body, { shape, data: bytes })));
-      } catch (error) {
-        failed.resolve(error as Error);
-      }
-    },
-  });
-  const aborted = deferred<Error>();
-  const onAbort = (): void => aborted.resolve(new AbortedError(signal?.reason));
-  signal?.addEventListener('abort', onAbort, { once: true });
-  try {
-    await sidecar.request('run.start', start);
-    const gone = sidecar.exited.then(sidecarExitError);
-    const end = await Promise.race([ended.promise, failed.promise, aborted.promise, gone]);
-    if (end instanceof Error) throw end;
-    if (end.error) throw new PythonError(end.error);
-    await waitFor(() => files.length >= end.blobs, blobPatienceMs);
-    return files;
-  } finally {
-    signal?.removeEventListener('abort', onAbort);
-    await sidecar.stop({ graceMs: shutdownGraceMs }).catch(() => sidecar.kill());
-  }
-}
-
-async function waitFor(test: () => boolean, patienceMs: number): Promise<void> {
-  const deadline = Date.now() + patienceMs;
-  while (!test() && Date.now() < deadline) await new Promise(wake => setTimeout(wake, 20));
+  const onBlob = async ({ body, tensors }: SidecarBlob): Promise<void> => {
+    if (!tensors.pixels) throw new RcmBridgeError('E_PROTOCOL', 'A sample came without its pixels.');
+    const { shape, bytes } = tensors.pixels;
+    files.push(join(out, await writeSampleGrid(out, body, { shape, data: bytes })));
+  };
+  await runSidecarJob(context, { start, signal, onBlob });
+  return { files, out, steps, seed };
 }
 
 /** The folder or file of weights a user means: a path that holds weights, or a run's export or teacher. */
@@ -102,7 +55,7 @@ function locateSource(context: BridgeContext, name: string, teacher: boolean): s
   if (looksLikePath && !isThere) locateWeights(path);
   const run = findRun(context.runsDir, name, context.cwd);
   if (teacher) {
-    const { weights } = readStoredConfig(run.dir).teacher;
+    const weights = teacherLocator(readStoredConfig(run.dir));
     return weights.startsWith('builtin:') ? locateWeights(weights) : checked(weights);
   }
   const found = exportLayouts.map(layout => join(run.dir, 'export', layout)).find(folder => fs.existsSync(folder));

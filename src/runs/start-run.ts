@@ -1,5 +1,6 @@
 /** `distill` and `pretrain`: from a config to a run directory with a living owner. */
 import { join, resolve } from 'node:path';
+import { sizeWarnings } from '../config/sizes.ts';
 import type { RcmConfigInput, ResolvedConfig } from '../config/types.ts';
 import { type RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import { distillationPlan, pretrainingPlan, smokePlan } from '../evaluation/plan.ts';
@@ -103,7 +104,19 @@ export async function startRun(
   const prepared = await prepareRun(context, job, source, options);
   const id = newRunId(prepared.resolved.config.name);
   const runDir = prepared.runDir ?? join(context.runsDir, id);
-  if (!options.detached) return ownPrepared(context, prepared, { id, runDir }, options);
+  const run = options.detached
+    ? await startPreparedDetached(context, prepared, { id, runDir }, options)
+    : await ownPrepared(context, prepared, { id, runDir }, options);
+  for (const warning of sizeWarnings(prepared.resolved.config)) context.notice(warning);
+  return run;
+}
+
+async function startPreparedDetached(
+  context: BridgeContext,
+  prepared: PreparedRun,
+  { id, runDir }: RunPlace,
+  options: RunOptions,
+): Promise<RunHandle> {
   const { startDetached } = await import('./detached/start-detached.ts');
   const task = { kind: 'start', id, prepared, smoke: options.smoke ?? false } as const;
   return startDetached(context, { task, runDir, python: prepared.python, options });

@@ -59,6 +59,19 @@ async function until(run: RunHandle, type: RunEvent['type']): Promise<RunEvent> 
 }
 
 describe('a run', () => {
+  test('at a size the published weights were not made for says so once it has begun', async () => {
+    const notices: string[] = [];
+    const bridge = await bridges.open({ steps: 2 }, { onNotice: notice => notices.push(notice) });
+    const small = {
+      'model.height': 240,
+      'model.width': 416,
+      'teacher.weights': 'builtin:digits-teacher',
+      'compute.device': 'cpu',
+    };
+    await (await bridge.distill('wan2.1-t2v-1.3b-480p-rcm', { set: small })).result();
+    expect(notices).toEqual([expect.stringMatching(/made for 480 x 832.*not 240 x 416/)]);
+  });
+
   test('goes to its end and leaves the directory the contract describes', async () => {
     const bridge = await bridges.open({ steps: 30, metrics: 2, grids: 2 });
     const run = await bridge.distill('digits-rcm', { ...noGates, name: 'My Run'.replace(' ', '-') });

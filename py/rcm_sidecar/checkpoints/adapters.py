@@ -7,7 +7,7 @@ not run) takes `diffusion_model.<official name>` with `.lora_A.weight` [rank, in
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.mismatch import Mismatch
-from rcm_sidecar.checkpoints.reading import StoredTensor, open_weights
+from rcm_sidecar.checkpoints.reading import open_weights
 from rcm_sidecar.errors import WeightsError
 from rcm_sidecar.files import write_tensors
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role
 from rcm_sidecar.networks.lora import Adapter, adapters_of
+from rcm_sidecar.safetensors_file import LazyTensor
 
 AdapterLayout: TypeAlias = Literal["official", "comfyui"]
 
 _COMFYUI_PREFIX = "diffusion_model."
 _DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
-_NAMED = 5
 
 
 def save_adapter(
@@ -37,6 +37,7 @@ def save_adapter(
     layout: AdapterLayout = "official",
     *,
     dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the adapters of `role`, complete or not at all.
 
@@ -46,6 +47,7 @@ def save_adapter(
         path: A file ending in .safetensors.
         layout: "comfyui" puts `diffusion_model.` before every key.
         dtype: Stored dtype of A and B; None keeps theirs.
+        metadata: Kept in the file's header, for people.
 
     Returns:
         The file.
@@ -64,7 +66,7 @@ def save_adapter(
         tensors[f"{prefix}{name}{_DOWN}"] = adapter.down.to(dtype or adapter.down.dtype)
         tensors[f"{prefix}{name}{_UP}"] = adapter.up.to(dtype or adapter.up.dtype)
         tensors[f"{prefix}{name}{_ALPHA}"] = torch.tensor(adapter.alpha)
-    write_tensors(target, tensors)
+    write_tensors(target, tensors, metadata)
     return target
 
 
@@ -72,22 +74,23 @@ def load_adapter(net: Network, role: Role, path: str | PathLike[str]) -> None:
     """Fill the adapters of `role` from a file of either layout; strict, and the file's alpha must be theirs.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, or E_WEIGHTS_MISMATCH, which names the
-            first five keys that do not fit. `net` is unchanged then.
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT (a whole network), or
+            E_WEIGHTS_MISMATCH, which names the first five keys that do not fit. `net` is unchanged then.
         ConfigError: E_ADAPTER_UNKNOWN.
     """
     adapters = adapters_of(net, role)
-    with ExitStack() as stack:
-        stored = open_weights(Path(path), stack)
-        found = {key.removeprefix(_COMFYUI_PREFIX): tensor for key, tensor in stored.items()}
-        _check(adapters, found, Path(path))
-        with torch.no_grad():
-            for name, adapter in adapters.items():
-                adapter.down.copy_(found[name + _DOWN].load())
-                adapter.up.copy_(found[name + _UP].load())
+    found = {key.removeprefix(_COMFYUI_PREFIX): tensor for key, tensor in open_weights(Path(path)).items()}
+    _check(adapters, found, Path(path))
+    with torch.no_grad():
+        for name, adapter in adapters.items():
+            adapter.down.copy_(found[name + _DOWN].load())
+            adapter.up.copy_(found[name + _UP].load())
 
 
-def _check(adapters: dict[str, Adapter], found: dict[str, StoredTensor], path: Path) -> None:
+def _check(adapters: dict[str, Adapter], found: dict[str, LazyTensor], path: Path) -> None:
+    if not any(key.endswith(_DOWN) for key in found):
+        hint = "With student.lora all roles share the teacher's weights: start from teacher, or from an adapter file."
+        raise WeightsError("E_WEIGHTS_LAYOUT", f"{path} holds no adapters", hint)
     wanted: dict[str, tuple[int, ...]] = {}
     for name, adapter in adapters.items():
         wanted |= {name + _DOWN: tuple(adapter.down.shape), name + _UP: tuple(adapter.up.shape), name + _ALPHA: ()}
@@ -103,7 +106,7 @@ def _check(adapters: dict[str, Adapter], found: dict[str, StoredTensor], path: P
     if not mismatch.empty:
         raise WeightsError(
             "E_WEIGHTS_MISMATCH",
-            f"{path} does not fit these adapters: {mismatch.summary(_NAMED)}",
+            f"{path} does not fit these adapters: {mismatch.summary()}",
             "rank and targets of student.lora must be those the file was trained with",
         )
     for name, adapter in adapters.items():

@@ -9,15 +9,17 @@ from typing import Any, Literal
 
 import torch
 
-from rcm_sidecar.checkpoints.layouts import official_config
+from rcm_sidecar.checkpoints.adapters import AdapterLayout, save_adapter
+from rcm_sidecar.checkpoints.layouts import official_config, official_names
 from rcm_sidecar.checkpoints.sampler_file import SAMPLER_FILE
 from rcm_sidecar.checkpoints.save import save_network
-from rcm_sidecar.config import RunConfig, config_document
+from rcm_sidecar.config import Lora, RunConfig, config_document
 from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.data.digits import load_digits_data
 from rcm_sidecar.data.label_conditioner import CONDITIONER_FILE
 from rcm_sidecar.files import write_file, write_json, write_tensors
 from rcm_sidecar.networks import Network
+from rcm_sidecar.networks.inputs import Role
 
 OFFICIAL_FILE = "model.safetensors"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
@@ -32,6 +34,7 @@ class Product:
     Attributes:
         kind: Which sampler it needs.
         network: With the weights to write.
+        adapter: LoRA role whose adapters are merged into them; None: they are what is written.
         conditioner: Its label table.
         config: Of the run that made it.
         step: Training step.
@@ -40,6 +43,7 @@ class Product:
 
     kind: Kind
     network: Network
+    adapter: Role | None
     conditioner: LabelConditioner
     config: RunConfig
     step: int
@@ -58,16 +62,40 @@ def export(product: Product, folder: Path, layout: Literal["official", "diffuser
     """
     network = product.network
     if layout == "official":
-        weights = save_network(network, folder / OFFICIAL_FILE, "official").name
+        weights = save_network(network, folder / OFFICIAL_FILE, "official", adapter=product.adapter).name
         write_json(folder / "config.json", official_config(network))
     elif layout == "diffusers":
-        save_network(network, folder, "diffusers")
+        save_network(network, folder, "diffusers", adapter=product.adapter)
         weights = DIFFUSERS_FILE
     else:
-        weights = save_network(network, folder, "comfyui").name
+        weights = save_network(network, folder, "comfyui", adapter=product.adapter).name
     write_tensors(folder / CONDITIONER_FILE, {"table": product.conditioner.table})
     write_json(folder / SAMPLER_FILE, sampler_document(product, weights))
     write_file(folder / "README.md", model_card(product, layout).encode())
+    return folder
+
+
+def export_adapters(product: Product, folder: Path, teacher_key: str) -> Path:
+    """Write the adapters of a LoRA alone, under the official and under ComfyUI's names, beside a card.
+
+    Args:
+        product: With an adapter.
+        folder: Gets `official.safetensors`, `comfyui.safetensors` and README.md.
+        teacher_key: Content hash of the weights the adapters belong to.
+
+    Returns:
+        The folder.
+
+    Raises:
+        HostError: E_DISK_FULL.
+    """
+    settings = product.config.student.lora
+    assert product.adapter is not None and settings is not None  # they come together
+    facts = {"base": _teacher_name(product.config), "base_hash": teacher_key, "run_id": product.run_id}
+    layouts: tuple[AdapterLayout, ...] = ("official", "comfyui")
+    for layout in layouts:
+        save_adapter(product.network, product.adapter, folder / f"{layout}.safetensors", layout, metadata=facts)
+    write_file(folder / "README.md", _adapter_card(product, settings, teacher_key).encode())
     return folder
 
 
@@ -93,7 +121,7 @@ def sampler_document(product: Product, weights: str) -> dict[str, Any]:
 def model_card(product: Product, layout: str) -> str:
     """README.md of an export folder."""
     config = product.config
-    count = sum(parameter.numel() for parameter in product.network.parameters())
+    count = sum(parameter.numel() for parameter in official_names(product.network).values())
     if product.kind == "student":
         what = f"A few-step student, distilled with {config.method} from `{_teacher_name(config)}`."
         steps = ", ".join(str(number + 1) for number in range(len(config.student.sampler.times) + 1))
@@ -104,6 +132,8 @@ def model_card(product: Product, layout: str) -> str:
         sampler = config.teacher.sampler
         how = f"Sample it with {sampler.kind}, {sampler.steps} steps, guidance {config.teacher.guidance:g}."
         license_note = "The license of the training data applies to these weights."
+    if product.adapter is not None and config.student.lora is not None:
+        what += f" Its LoRA of rank {config.student.lora.rank} is merged into the teacher's weights."
     lines = [
         f"# {config.name}",
         "",
@@ -130,8 +160,29 @@ def model_card(product: Product, layout: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _adapter_card(product: Product, settings: Lora, teacher_key: str) -> str:
+    config = product.config
+    lines = [
+        f"# {config.name}, adapters",
+        "",
+        f"The LoRA of a few-step student, distilled with {config.method} from `{_teacher_name(config)}`.",
+        "It works on those weights only. The other folders of this export hold the two merged, with sampler.json.",
+        "",
+        f"* Network: {config.model.name}; base (sha256 of its weight files): {teacher_key}",
+        f"* Rank {settings.rank}, alpha {settings.alpha:g}, on {' and '.join(settings.targets)}; float32",
+        f"* Training step: {product.step}",
+        f"* Run: {product.run_id}",
+        "",
+        "`official.safetensors` names layers as the original weights do and is what `student.init` takes.",
+        "`comfyui.safetensors` has the names that ComfyUI's LoRA loader looks for; it adds (alpha / rank) B A.",
+        "",
+        "The license of the teacher and of the training data applies to these weights.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _teacher_name(config: RunConfig) -> str:
-    locator = config.teacher.weights
+    locator = config.teacher_locator
     return locator if ":" in locator else Path(locator).name
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
@@ -20,6 +20,7 @@ from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.cosmos_predict2 import CosmosConfig
 from rcm_sidecar.networks.lora import is_adapter
 
+Family: TypeAlias = Literal["wan2.1", "cosmos-predict2"]
 Layout: TypeAlias = Literal["official", "diffusers", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = ("official", "diffusers", "comfyui")
 COMFYUI_PREFIX = "model.diffusion_model."
@@ -89,10 +90,49 @@ _WAN_BLOCK = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Tables from one layout to the other, and how the list of blocks is called in both."""
+
+    whole: Mapping[str, str]
+    block: Mapping[str, str]
+    blocks: tuple[str, str]
+
+    def reversed(self) -> _Names:
+        """From the other layout to the one."""
+        whole, block = ({theirs: ours for ours, theirs in table.items()} for table in (self.whole, self.block))
+        return _Names(whole, block, (self.blocks[1], self.blocks[0]))
+
+
+_TO_DIFFUSERS: Mapping[Family, _Names] = {
+    "wan2.1": _Names(_WAN_GLOBAL, _WAN_BLOCK, ("blocks", "blocks")),
+    "cosmos-predict2": _Names(_COSMOS_GLOBAL, _COSMOS_BLOCK, ("blocks", "transformer_blocks")),
+}
+# Beginnings of keys that only one family has, in the official or the diffusers layout.
+_FAMILY_SIGNS: Mapping[Family, tuple[str, ...]] = {
+    "wan2.1": ("time_projection.", "text_embedding.", "condition_embedder."),
+    "cosmos-predict2": ("x_embedder.", "t_embedder.", "transformer_blocks."),
+}
+
+
 def diffusers_names(net: Network) -> dict[str, str]:
     """The diffusers key of every parameter of `net`, by official name."""
-    rename = _cosmos_diffusers_name if net.spec.family == "cosmos-predict2" else _wan_diffusers_name
-    return {name: rename(name) for name in official_names(net)}
+    renames = {name: _renamed(name, _TO_DIFFUSERS[net.spec.family]) for name in official_names(net)}
+    return {name: _known(theirs, name) for name, theirs in renames.items()}
+
+
+def family_of(names: Iterable[str]) -> Family | None:
+    """Which family names without prefixes belong to, in either layout; None for another kind of network."""
+    names = list(names)
+    for family, signs in _FAMILY_SIGNS.items():
+        if any(name.startswith(signs) for name in names):
+            return family
+    return None
+
+
+def official_name(name: str, family: Family) -> str:
+    """The official name of a diffusers key; what the table does not know stays as it is."""
+    return _renamed(name, _TO_DIFFUSERS[family].reversed()) or name
 
 
 def official_names(net: Network) -> dict[str, nn.Parameter]:
@@ -186,23 +226,24 @@ def _json_fields(config: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _cosmos_diffusers_name(name: str) -> str:
-    if name.startswith("blocks."):
-        _, index, rest = name.split(".", 2)
-        return f"transformer_blocks.{index}.{_mapped(rest, _COSMOS_BLOCK)}"
-    return _mapped(name, _COSMOS_GLOBAL)
+def _known(renamed: str | None, name: str) -> str:
+    if renamed is None:
+        raise KeyError(name)  # a parameter that was added to a network and not to its table
+    return renamed
 
 
-def _wan_diffusers_name(name: str) -> str:
-    if name.startswith("blocks."):
-        _, index, rest = name.split(".", 2)
-        return f"blocks.{index}.{_mapped(rest, _WAN_BLOCK)}"
-    return _mapped(name, _WAN_GLOBAL)
+def _renamed(name: str, names: _Names) -> str | None:
+    """`name` in the other layout, or None when the tables do not know it."""
+    if not name.startswith(f"{names.blocks[0]}."):
+        return _mapped(name, names.whole)
+    _, index, rest = [*name.split(".", 2), ""][:3]
+    mapped = _mapped(rest, names.block)
+    return None if mapped is None else f"{names.blocks[1]}.{index}.{mapped}"
 
 
-def _mapped(name: str, table: Mapping[str, str]) -> str:
+def _mapped(name: str, table: Mapping[str, str]) -> str | None:
     """`name` through the table, whole or up to its last component (`weight`, `bias`)."""
     if name in table:
         return table[name]
-    stem, leaf = name.rsplit(".", 1)
-    return f"{table[stem]}.{leaf}"
+    stem, _, leaf = name.rpartition(".")
+    return f"{table[stem]}.{leaf}" if stem in table else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,20 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rcm_sidecar.checkpoints.layouts import (
-    Layout,
-    detect_layout,
-    diffusers_names,
-    official_names,
-    plain_name,
-    strip_prefixes,
-)
-from rcm_sidecar.checkpoints.mismatch import Mismatch, likely_cause
-from rcm_sidecar.checkpoints.reading import StoredTensor, open_weights
-from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.checkpoints.layouts import Layout, plain_name
+from rcm_sidecar.checkpoints.weights_file import check_fit, open_network
 from rcm_sidecar.networks import Network
-
-_NAMED = 5
+from rcm_sidecar.safetensors_file import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,57 +47,18 @@ def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
         What was found.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT, or
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT, or
             E_WEIGHTS_MISMATCH, which names the first five keys that do not fit. `net` is unchanged then.
     """
-    with ExitStack() as stack:
-        stored = open_weights(Path(path), stack)
-        names, prefix = strip_prefixes(stored)
-        layout = detect_layout(names.values(), prefix)
-        found = {name: stored[key] for key, name in names.items()}
-        if layout == "diffusers":
-            ours = {theirs: name for name, theirs in diffusers_names(net).items()}
-            found = {ours.get(name, name): tensor for name, tensor in found.items()}
-        _check(net, found, Path(path))
-        for name, parameter in list(net.named_parameters()):
-            if plain_name(name) in found:  # adapters stay as they are
-                _fill(net, name, parameter, found)
-    return LoadedWeights(layout, prefix, len(found))
+    weights = open_network(Path(path))
+    check_fit(net, weights)
+    for name, parameter in list(net.named_parameters()):
+        if plain_name(name) in weights.tensors:  # adapters stay as they are
+            _fill(net, name, parameter, weights.tensors)
+    return LoadedWeights(weights.layout, weights.prefix, len(weights.tensors))
 
 
-def _check(net: Network, found: Mapping[str, StoredTensor], path: Path) -> None:
-    wanted = {name: tuple(parameter.shape) for name, parameter in official_names(net).items()}
-    mismatch = Mismatch(
-        missing=[name for name in wanted if name not in found],
-        unexpected=[name for name in found if name not in wanted],
-        misshaped=[
-            f"{name} is {list(found[name].shape)} and should be {list(shape)}"
-            for name, shape in wanted.items()
-            if name in found and not _fits(name, found[name].shape, shape)
-        ],
-    )
-    if mismatch.empty:
-        integers = [name for name in wanted if not found[name].floating]
-        if integers:
-            raise WeightsError("E_WEIGHTS_MISMATCH", f"{path}: {integers[0]} holds integers, not weights")
-        return
-    shapes = {name: tensor.shape for name, tensor in found.items()}
-    raise WeightsError(
-        "E_WEIGHTS_MISMATCH",
-        f"{path} does not fit {net.spec.name}: {mismatch.summary(_NAMED)}",
-        likely_cause(net, mismatch, shapes),
-    )
-
-
-def _fits(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Equal, or the patch embedding as a matrix instead of a convolution (the public rCM files)."""
-    if shape == wanted:
-        return True
-    flat = (wanted[0], torch.Size(wanted[1:]).numel())
-    return name == "patch_embedding.weight" and shape == flat
-
-
-def _fill(net: Network, name: str, parameter: nn.Parameter, found: Mapping[str, StoredTensor]) -> None:
+def _fill(net: Network, name: str, parameter: nn.Parameter, found: Mapping[str, LazyTensor]) -> None:
     value = found[plain_name(name)].load().reshape(parameter.shape)
     if not parameter.is_meta:
         with torch.no_grad():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rcm_sidecar.checkpoints.layouts import Family, family_of
 from rcm_sidecar.networks import Network
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -21,11 +22,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
 )
 
 
-# Pieces that give another network of ours away, by its family.
-_FAMILY_SIGNS = {
-    "cosmos-predict2": (("x_embedder.", "transformer_blocks."), "these are weights of Cosmos-Predict2"),
-    "wan2.1": (("time_projection.", "condition_embedder."), "these are weights of Wan2.1"),
-}
+_FAMILY_TITLES: Mapping[Family, str] = {"cosmos-predict2": "Cosmos-Predict2", "wan2.1": "Wan2.1"}
 # The first layer: its rows are the width of the network.
 _FIRST_LAYERS = {"wan2.1": "patch_embedding.weight", "cosmos-predict2": "x_embedder.proj.1.weight"}
 # Patches of 16 channels, a condition mask and a padding mask.
@@ -34,21 +31,23 @@ _VIDEO_TO_WORLD_COLUMNS = 72
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The keys that do not fit."""
+    """The keys that do not fit; `misshaped` and `integers` are sentences."""
 
-    missing: Sequence[str]
-    unexpected: Sequence[str]
-    misshaped: Sequence[str]
+    missing: Sequence[str] = ()
+    unexpected: Sequence[str] = ()
+    misshaped: Sequence[str] = ()
+    integers: Sequence[str] = ()
 
     @property
     def empty(self) -> bool:
         """Whether everything fits."""
-        return not (self.missing or self.unexpected or self.misshaped)
+        return not (self.missing or self.unexpected or self.misshaped or self.integers)
 
-    def summary(self, count: int) -> str:
-        """How many of each, and the first `count` in the order misshaped, missing, unexpected."""
+    def summary(self, count: int = 5) -> str:
+        """How many of each, and the first `count` in the order misshaped, integers, missing, unexpected."""
         named = [
             *self.misshaped,
+            *self.integers,
             *(f"missing {name}" for name in self.missing),
             *(f"unexpected {name}" for name in self.unexpected),
         ]
@@ -58,14 +57,21 @@ class Mismatch:
         return f"{totals}; first: {'; '.join(named[:count])}"
 
 
+def other_kind(names: Iterable[str]) -> str | None:
+    """What else a file is, if one of its names gives it away."""
+    names = list(names)
+    return next((cause for sign, cause in _SIGNS if any(sign in name for name in names)), None)
+
+
 def likely_cause(net: Network, mismatch: Mismatch, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The most probable reason, from names and shapes alone."""
-    for sign, cause in _SIGNS:
-        if any(sign in name for name in mismatch.unexpected):
-            return cause
-    for family, (signs, cause) in _FAMILY_SIGNS.items():
-        if family != net.spec.family and any(sign in name for sign in signs for name in mismatch.unexpected):
-            return cause
+    if (cause := other_kind(mismatch.unexpected)) is not None:
+        return cause
+    family = family_of(mismatch.unexpected)
+    if family is not None and family != net.spec.family:
+        return f"these are weights of {_FAMILY_TITLES[family]}"
+    if mismatch.integers:
+        return "the file holds integers where weights should be: it is quantised, or no network"
     if mismatch.misshaped or _blocks(shapes) != _blocks(dict(net.named_parameters())):
         return _other_size(net, shapes)
     if mismatch.missing and not mismatch.unexpected:

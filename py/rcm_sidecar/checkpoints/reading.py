@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+import math
+import mmap
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.safetensors_file import DTYPES, LazyTensor, read_header
 
 _INDEX = ".safetensors.index.json"
 _OFFICIAL = "diffusion_pytorch_model"
@@ -22,25 +25,19 @@ _CONTAINERS = ("state_dict", "model", "module")
 # Other networks in a downloaded or exported folder, never the transformer.
 _OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer", "conditioner")
 
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor of a file: its shape is known from the header, the data is read by `load`."""
-
-    shape: tuple[int, ...]
-    floating: bool
-    load: Callable[[], Tensor]
+_FOREIGN = re.compile(r"(?:Unsupported|Trying to load unsupported|Blocked) (?:global|GLOBAL)\S*:? (?:GLOBAL )?([\w.]+)")
+_PICKLE_BEGIN = b"\x80"
 
 
-def open_weights(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
-    """Everything in a file, folder or sharded index; files stay open until `stack` closes.
+def open_weights(path: Path) -> dict[str, LazyTensor]:
+    """Everything in a file, folder or sharded index; only headers are read.
 
     Raises:
-        WeightsError: E_WEIGHTS_MISSING, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE or E_WEIGHTS_LAYOUT.
     """
-    tensors: dict[str, StoredTensor] = {}
-    for file in _files(path):
-        part = _open_safetensors(file, stack) if file.suffix == ".safetensors" else _open_pickle(file)
+    tensors: dict[str, LazyTensor] = {}
+    for file in weights_files(path):
+        part = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
         if repeated := tensors.keys() & part.keys():
             raise WeightsError("E_WEIGHTS_LAYOUT", f"{path}: {min(repeated)} is in more than one file")
         tensors |= part
@@ -49,9 +46,10 @@ def open_weights(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _files(path: Path) -> list[Path]:
+def weights_files(path: Path) -> list[Path]:
+    """The files that hold the weights of `path`, a file, folder or sharded index; errors as `open_weights`."""
     if not path.exists():
-        raise WeightsError("E_WEIGHTS_MISSING", f"no weights at {path}", "check the path, or fetch the file first")
+        raise WeightsError("E_WEIGHTS_NOT_FOUND", f"no weights at {path}", "check the path, or fetch the file first")
     if path.is_dir():
         return _files_in(path)
     if path.name.endswith(_INDEX):
@@ -78,7 +76,7 @@ def _files_in(folder: Path) -> list[Path]:
             return found
         if found:
             raise WeightsError("E_WEIGHTS_LAYOUT", f"{folder} holds several weights files", "name the one to load")
-    raise WeightsError("E_WEIGHTS_MISSING", f"no weights file in {folder}", "known: .safetensors, .pth, .pt")
+    raise WeightsError("E_WEIGHTS_NOT_FOUND", f"no weights file in {folder}", "known: .safetensors, .pth, .pt")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -90,46 +88,77 @@ def _shards(index: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise WeightsError("E_WEIGHTS_UNREADABLE", f"{index} names {name!r}, which is no file beside it")
         if not (index.parent / name).is_file():
-            raise WeightsError("E_WEIGHTS_MISSING", f"{index.name} names {name}, which is missing", "fetch it again")
+            raise WeightsError("E_WEIGHTS_NOT_FOUND", f"{index.name} names {name}, which is missing", "fetch it again")
     return [index.parent / name for name in names]
 
 
-def _open_safetensors(file: Path, stack: ExitStack) -> dict[str, StoredTensor]:
+def _open_safetensors(file: Path) -> dict[str, LazyTensor]:
     _refuse_empty(file)
     try:
-        handle: Any = stack.enter_context(safe_open(str(file), framework="pt"))
-    except (SafetensorError, OSError) as error:
+        begin, header = read_header(file)
+    except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from error
+    mapped = _mapped(file)
 
-    def stored(key: str) -> StoredTensor:
-        view = handle.get_slice(key)
-        return StoredTensor(
-            shape=tuple(view.get_shape()),
-            floating="F" in view.get_dtype(),
-            load=lambda: handle.get_tensor(key),
-        )
+    def stored(key: str, entry: Mapping[str, Any]) -> LazyTensor:
+        shape, dtype = tuple(entry["shape"]), _dtype(file, key, entry["dtype"])
+        offset = begin + entry["data_offsets"][0]
+        return LazyTensor(shape, dtype, lambda: _view(mapped, dtype, offset, math.prod(shape)).reshape(shape))
 
-    return {key: stored(key) for key in handle.keys()}
+    return {key: stored(key, entry) for key, entry in header.items() if key != "__metadata__"}
 
 
-def _open_pickle(file: Path) -> dict[str, StoredTensor]:
+def _dtype(file: Path, key: str, name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise WeightsError("E_WEIGHTS_LAYOUT", f"{file}: {key} is stored as {name}, which is not supported")
+    return DTYPES[name]
+
+
+def _open_pickle(file: Path) -> dict[str, LazyTensor]:
     _refuse_empty(file)
     try:
-        # The official Cosmos files hold quantisation state as BytesIO, which runs no code.
+        # On the meta device no data is read, and each storage knows its place in the file. The official Cosmos files
+        # hold quantisation state as BytesIO, which runs no code.
         with torch.serialization.safe_globals([io.BytesIO]):
-            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for the same cause
-        raise _unreadable(file, error) from error
+        raise _why_not_unpickled(file, error) from error
     content = _unwrapped(content)
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if not isinstance(value, io.BytesIO)}
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError("E_WEIGHTS_LAYOUT", f"{file} holds no plain table of tensors", "export a state dict")
+    mapped = _mapped(file)
 
-    def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.is_floating_point(), lambda: tensor)
+    def stored(tensor: Tensor) -> LazyTensor:
+        return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: _pickled(mapped, tensor))
 
     return {str(key): stored(tensor) for key, tensor in content.items()}
+
+
+def _pickled(mapped: mmap.mmap, on_meta: Tensor) -> Tensor:
+    storage: Any = on_meta.untyped_storage()
+    count = storage.nbytes() // on_meta.dtype.itemsize
+    whole = _view(mapped, on_meta.dtype, storage._checkpoint_offset, count)
+    return whole.as_strided(on_meta.shape, on_meta.stride(), on_meta.storage_offset())
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    """The file in memory, read only and shared: its pages are the system's to drop, and need no room in advance.
+
+    A private mapping, as safetensors and torch make it, is refused for files larger than the memory. The tensors made
+    of it keep it alive.
+    """
+    with file.open("rb") as content:
+        return mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _view(mapped: mmap.mmap, dtype: torch.dtype, offset: int, count: int) -> Tensor:
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
 
 
 def _unwrapped(content: Any) -> Any:
@@ -145,6 +174,21 @@ def _unwrapped(content: Any) -> Any:
 def _refuse_empty(file: Path) -> None:
     if file.stat().st_size == 0:
         raise WeightsError("E_WEIGHTS_EMPTY", f"{file} is empty", "download or export the file again")
+
+
+def _why_not_unpickled(file: Path, error: Exception) -> WeightsError:
+    if found := _FOREIGN.search(str(error)):
+        message = f"{file} asks for code to be run ({found[1]}), which is refused"
+        return WeightsError("E_WEIGHTS_UNREADABLE", message, "use a file of tensors only, best a .safetensors file")
+    if _begins_like_a_pickle(file):
+        message = f"{file} is in PyTorch's format from before version 1.6, which cannot be mapped"
+        return WeightsError("E_WEIGHTS_UNREADABLE", message, "load it where you trust it and save it again")
+    return _unreadable(file, error)
+
+
+def _begins_like_a_pickle(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(1) == _PICKLE_BEGIN
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:

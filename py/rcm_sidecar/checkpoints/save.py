@@ -1,12 +1,11 @@
-"""Saving a network: complete and synced under a temporary name first, renamed last."""
+"""Writing a network: complete and synced under a temporary name first, renamed last, one tensor in memory at a time."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,29 @@ from rcm_sidecar.checkpoints.layouts import (
     official_config,
     official_names,
 )
+from rcm_sidecar.checkpoints.pickled import write_pickled
 from rcm_sidecar.errors import HostError, WeightsError
-from rcm_sidecar.files import sync, write_error, write_json, write_tensors
+from rcm_sidecar.files import (
+    remove_leftovers,
+    require_space,
+    sync,
+    temporary_path,
+    write_error,
+    write_json,
+    write_through,
+)
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role
 from rcm_sidecar.networks.lora import merge, weight_deltas
+from rcm_sidecar.safetensors_file import LazyTensor, write_safetensors
 
+SHARD_BYTES = 5_000_000_000
+PICKLED = (".pt", ".pth")
 _STEM = "diffusion_pytorch_model"
+_METADATA = {"format": "pt"}
+
+Written = Callable[[int], None]
+"""Called with its size after each tensor; what it raises ends the writing."""
 
 
 def save_network(
@@ -39,82 +54,135 @@ def save_network(
     *,
     adapter: Role | None = None,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write the parameters of `net`.
 
     Args:
         net: A network from `networks.build`, perhaps wrapped for compile or checkpointing.
-        path: "official" and "diffusers": a folder that gets config.json and the weights (several shards and an index
-            above `max_shard_bytes`), or for "official" a file ending in .safetensors, the config in its header.
-            "comfyui": a file ending in .safetensors, or a folder that gets `<network name>.safetensors`.
+        path: As `write_network`.
         layout: Names of the tensors.
         adapter: LoRA role merged into the weights; None writes the base weights.
         dtype: Stored dtype; None keeps each parameter's own.
         max_shard_bytes: Largest file of a folder.
 
     Returns:
-        The file or folder. It appears complete or not at all; in a folder that exists, files are replaced one by one,
-        config.json last.
+        As `write_network`.
 
     Raises:
         WeightsError: E_WEIGHTS_LAYOUT (unknown layout, or one that does not go with the path), E_WEIGHTS_WRITE.
         HostError: E_DISK_FULL.
     """
-    target = Path(path)
-    _check_target(target, layout)
-    tensors = _tensors(net, layout, adapter, dtype)
-    single = target.suffix == ".safetensors"
+    tensors = _parameters(net, adapter, dtype)
+    return write_network(net, tensors, Path(path), layout, max_shard_bytes=max_shard_bytes)
+
+
+def write_network(
+    net: Network,
+    tensors: Mapping[str, LazyTensor],
+    target: Path,
+    layout: Layout,
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+    written: Written = lambda _bytes: None,
+) -> Path:
+    """Write the tensors of a network in a layout.
+
+    Args:
+        net: For its config; it may be on the meta device.
+        tensors: By official name.
+        target: "official" and "diffusers": a folder that gets config.json and the weights (several shards and an index
+            above `max_shard_bytes`), or for "official" a file: .safetensors with the config in its header, .pt or .pth
+            as released for Cosmos-Predict2 and by rCM, with the prefix `net.`.
+            "comfyui": a file ending in .safetensors, or a folder that gets `<network name>.safetensors`.
+        layout: Names of the tensors.
+        max_shard_bytes: Largest file of a folder.
+        written: See `Written`.
+
+    Returns:
+        The file or folder. It appears complete or not at all; of a folder that exists, the files of an earlier save
+        are replaced, config.json last.
+
+    Raises:
+        WeightsError: E_WEIGHTS_LAYOUT (unknown layout, or one that does not go with the path), E_WEIGHTS_WRITE.
+        HostError: E_DISK_FULL.
+    """
+    check_target(target, layout)
+    if layout == "comfyui" and target.suffix != ".safetensors":
+        target = target / f"{net.spec.name}.safetensors"
+    remove_leftovers(target)
+    require_space(target, space_needed(tensors, target))
     try:
-        if single:
-            config = json.dumps(official_config(net)) if layout == "official" else None
-            return _save_file(tensors, target, {} if config is None else {"config": config})
-        if layout == "comfyui":
-            return _save_file(tensors, target / f"{net.spec.name}.safetensors", {})
+        if target.suffix in PICKLED:
+            return _save_file(target, lambda file: write_pickled(file, tensors, written))
+        named = _named(net, tensors, layout)
+        if target.suffix == ".safetensors":
+            config = {"config": json.dumps(official_config(net))} if layout == "official" else {}
+            return _save_file(target, lambda file: write_safetensors(file, named, _METADATA | config, written))
         config_json = official_config(net) if layout == "official" else diffusers_config(net)
-        return _save_folder(tensors, target, config_json, max_shard_bytes)
+        return _save_folder(named, target, config_json, max_shard_bytes, written)
     except HostError as error:
         raise _typed(error) from error.__cause__
     except OSError as error:
         raise _typed(write_error(target, error)) from error
 
 
-def _check_target(target: Path, layout: Layout) -> None:
+def space_needed(tensors: Mapping[str, LazyTensor], target: Path) -> int:
+    """Bytes that writing takes on the disk of `target` while it goes on."""
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    return 2 * total if target.suffix in PICKLED else total
+
+
+def check_target(target: Path, layout: Layout) -> None:
+    """Refuse what `write_network` cannot write; errors as there."""
     if layout not in LAYOUTS:
         raise WeightsError("E_WEIGHTS_LAYOUT", f"unknown layout {layout!r}", f"known: {', '.join(LAYOUTS)}")
-    if layout == "diffusers" and target.suffix == ".safetensors":
+    is_file = target.suffix in (".safetensors", *PICKLED)
+    if layout == "diffusers" and is_file:
         raise WeightsError("E_WEIGHTS_LAYOUT", "the diffusers layout is a folder, not a file", "give a folder")
-    if target.suffix == ".safetensors" and target.is_dir():
+    if layout == "comfyui" and target.suffix in PICKLED:
+        raise WeightsError("E_WEIGHTS_LAYOUT", "ComfyUI's layout is a .safetensors file", "give another file name")
+    if is_file and target.is_dir():
         raise WeightsError("E_WEIGHTS_WRITE", f"{target} is a folder", "give another file name")
-    if target.suffix != ".safetensors" and target.exists() and not target.is_dir():
+    if not is_file and target.exists() and not target.is_dir():
         raise WeightsError("E_WEIGHTS_WRITE", f"{target} is a file, not a folder", "give a folder")
 
 
-def _tensors(net: Network, layout: Layout, adapter: Role | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _parameters(net: Network, adapter: Role | None, dtype: torch.dtype | None) -> dict[str, LazyTensor]:
+    """The parameters by official name, each merged and cast when it is its turn."""
+    deltas = {} if adapter is None else weight_deltas(net, adapter)
+
+    def lazy(name: str, weight: Tensor) -> LazyTensor:
+        delta = deltas.get(name)
+        stored = dtype or weight.dtype
+
+        def load() -> Tensor:
+            return (weight if delta is None else merge(weight, delta())).to("cpu", stored)
+
+        return LazyTensor(tuple(weight.shape), stored, load)
+
+    return {name: lazy(name, parameter.detach()) for name, parameter in official_names(net).items()}
+
+
+def _named(net: Network, tensors: Mapping[str, LazyTensor], layout: Layout) -> dict[str, LazyTensor]:
     names = diffusers_names(net) if layout == "diffusers" else {}
     prefix = COMFYUI_PREFIX if layout == "comfyui" else ""
-    deltas = {} if adapter is None else weight_deltas(net, adapter)
-    result = {}
-    for name, parameter in official_names(net).items():
-        weight = parameter.detach()
-        if name in deltas:
-            weight = merge(weight, deltas.pop(name)())
-        result[prefix + names.get(name, name)] = weight.to("cpu", dtype or parameter.dtype).contiguous()
-    return result
+    return {prefix + names.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def _save_file(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> Path:
-    write_tensors(target, tensors, metadata)
+def _save_file(target: Path, write: Callable[[Path], object]) -> Path:
+    write_through(target, write)
     sync(target.parent)
     return target
 
 
-def _save_folder(tensors: dict[str, Tensor], target: Path, config: Mapping[str, Any], limit: int) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+def _save_folder(
+    tensors: Mapping[str, LazyTensor], target: Path, config: Mapping[str, Any], limit: int, written: Written
+) -> Path:
+    temporary = temporary_path(target)
     try:
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        _write_shards(tensors, temporary, limit)
+        temporary.mkdir(parents=True)
+        _write_shards(tensors, temporary, limit, written)
         write_json(temporary / "config.json", config)
         sync(temporary)
         if target.is_dir() and any(target.iterdir()):
@@ -128,33 +196,35 @@ def _save_folder(tensors: dict[str, Tensor], target: Path, config: Mapping[str, 
 
 
 def _replace_files(source: Path, target: Path) -> None:
-    """Move the files over those of an earlier save; remove its shards that have no successor; config.json last."""
-    names = {file.name for file in source.iterdir()}
-    for stale in target.glob(f"{_STEM}*.safetensors*"):
-        if stale.name not in names:
-            stale.unlink()
-    for name in sorted(names, key=lambda name: (name == "config.json", name)):
-        os.replace(source / name, target / name)
+    """Move the files to those of an earlier save, which go first: a mixture of both would pass for complete."""
+    for stale in (*target.glob(f"{_STEM}*.safetensors*"), target / "config.json"):
+        stale.unlink(missing_ok=True)
+    sync(target)
+    for file in sorted(source.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
+        os.replace(file, target / file.name)
     sync(target)
 
 
-def _write_shards(tensors: dict[str, Tensor], folder: Path, limit: int) -> None:
+def _write_shards(tensors: Mapping[str, LazyTensor], folder: Path, limit: int, written: Written) -> None:
+    def write(name: str, shard: Mapping[str, LazyTensor]) -> None:
+        write_through(folder / name, lambda file: write_safetensors(file, shard, _METADATA, written))
+
     shards = _shards(tensors, limit)
     if len(shards) == 1:
-        write_tensors(folder / f"{_STEM}.safetensors", shards[0])
+        write(f"{_STEM}.safetensors", shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"{_STEM}-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / name, shard)
+        write(name, shard)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(folder / f"{_STEM}.safetensors.index.json", index)
 
 
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
+def _shards(tensors: Mapping[str, LazyTensor], limit: int) -> list[dict[str, LazyTensor]]:
+    shards: list[dict[str, LazyTensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
         if shards[-1] and size + tensor.nbytes > limit:

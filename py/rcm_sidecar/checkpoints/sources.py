@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from rcm_sidecar.checkpoints.load import load_network
 from rcm_sidecar.checkpoints.sampler_file import StudentFolder, TeacherFolder, bad_sampler_file, read_sampler_file
 from rcm_sidecar.config import Model
@@ -73,7 +71,7 @@ def content_key(path: Path) -> str:
     folder = folder_of(path)
     files = [path, folder / CONDITIONER_FILE] if path.is_file() else sorted(folder.iterdir())
     weights = [file for file in files if file.suffix in (".safetensors", ".pth", ".pt") and file.is_file()]
-    return teacher_key({file.name: file.read_bytes() for file in weights})
+    return teacher_key({file.name: file for file in weights})
 
 
 def load_source(path: Path) -> Source:
@@ -110,13 +108,3 @@ def load_table(path: Path, network: Network) -> LabelConditioner:
         message = f"The label table at {path} has rows of {width} numbers; the network takes {network.spec.text_dim}."
         raise WeightsError("E_WEIGHTS_SHAPE", message, "Use the table the network was trained with.")
     return table
-
-
-def copy_weights(target: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Copy named weights into a network's parameters; names must be the same."""
-    parameters = dict(target.named_parameters())
-    if parameters.keys() != weights.keys():
-        raise ValueError("the weights are of another network")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])

@@ -54,7 +54,7 @@ class LabelConditioner(nn.Module):
             path: The file, or a folder that holds conditioner.safetensors.
 
         Raises:
-            WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_FORMAT, E_WEIGHTS_KEYS or E_WEIGHTS_SHAPE.
+            WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_UNREADABLE, E_WEIGHTS_KEYS or E_WEIGHTS_SHAPE.
         """
         file = Path(path)
         if file.is_dir():
@@ -76,7 +76,7 @@ def _read_table(file: Path) -> Tensor:
                 raise WeightsError("E_WEIGHTS_KEYS", f"{file} is no label table: it holds {sorted(content.keys())}.")
             table: Tensor = content.get_tensor("table")
     except (SafetensorError, OSError) as error:
-        raise WeightsError("E_WEIGHTS_FORMAT", f"{file} cannot be read as safetensors: {error}") from error
+        raise WeightsError("E_WEIGHTS_UNREADABLE", f"{file} cannot be read as safetensors: {error}") from error
     if table.dim() != 3 or table.shape[0] < 2:
         shape = tuple(table.shape)
         raise WeightsError("E_WEIGHTS_SHAPE", f"{file}: a label table is [classes + 1, rows, width], not {shape}.")

@@ -30,7 +30,7 @@ def shard(net: Any, mesh: DeviceMesh, policy: MixedPrecisionPolicy = HALF_PRECIS
 
     Args:
         net: A network from `networks.build`, perhaps with adapters.
-        mesh: One-dimensional.
+        mesh: One axis; with a second one in front the shards are replicated along it (HSDP). See `mesh.Mesh.weights`.
         policy: Of the blocks and the root. The unit of the time path and the head gets it with float32 parameters.
     """
     parts = [net.get_submodule(name) for name in net.wide_parts]

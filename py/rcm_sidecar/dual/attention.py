@@ -7,8 +7,9 @@ Everything else (autograd, Duals, what a checkpoint keeps) is the same for eager
 from __future__ import annotations
 
 import math
+import os
 from contextlib import AbstractContextManager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,39 @@ from rcm_sidecar.dual.number import Dual, DualOrTensor, join, split, widen
 
 Mask: TypeAlias = None | Literal["causal"] | tuple[Literal["block-causal"], int]
 
+KERNELS_VARIABLE = "RCM_KERNELS_ATTENTION"
+
 # Below this many scores per head, one batched product per step beats the tiled kernel behind torch's own attention
 # (measured on a CPU at 16 tokens: 0.37 ms against 0.52 forward, 0.4 against 1.2 backward).
 SMALL_SCORES = 128 * 128
 
 _aten = torch.ops.aten
+
+
+class SharedAttention(Protocol):
+    """Attention among tokens that several processes share, each with a part of them (`distributed.context_parallel`).
+
+    All processes call it together. Tensors hold the process's own tokens: [B, H, n, d].
+    """
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tq: Tensor | None,
+        tk: Tensor | None,
+        tv: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Output, its tangent and the log-sum-exp `attend_backward` needs, as `forward_kernel` without a mask."""
+        ...
+
+    def attend_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v, as `backward_kernel`."""
+        ...
 
 
 class KeptAttention:
@@ -84,6 +113,7 @@ def attention(
     scale: float | None = None,
     mask: Mask = None,
     kept: KeptAttention | None = None,
+    share: SharedAttention | None = None,
 ) -> DualOrTensor:
     """Softmax attention; `tS = (dQ K^T + Q dK^T) a`, `dO = P dV + (P*tS) V - rowsum(P*tS) O`.
 
@@ -95,32 +125,49 @@ def attention(
         mask: None, "causal" or ("block-causal", tokens_per_frame); query i sees keys j <= i, or keys of the same and
             earlier frames.
         kept: Inside a checkpointed block: where output and log-sum-exp are kept for the recomputation.
+        share: Where the tokens are shared by several processes: how these attend to each other's tokens. Without mask.
 
     Returns:
         [B, H, Lq, d] in the dtype of `q`.
     """
+    if share is not None and mask is not None:
+        raise ValueError("attention among the tokens of several processes knows no mask")
     (qp, tq), (kp, tk), (vp, tv) = split(q), split(k), split(v)
     factor = 1.0 / math.sqrt(qp.shape[-1]) if scale is None else scale
     dual = isinstance(q, Dual) or isinstance(k, Dual) or isinstance(v, Dual)
-    if not dual and kept is None and not runs_fused(qp) and qp.shape[-2] * kp.shape[-2] > SMALL_SCORES:
+    large = qp.shape[-2] * kp.shape[-2] > SMALL_SCORES
+    if large and not dual and kept is None and share is None and not runs_fused(qp):
         allowed = None if mask is None else allowed_keys(mask, qp.shape[-2], kp.shape[-2], qp.device)
         return F.scaled_dot_product_attention(qp, kp, vp, attn_mask=allowed, scale=factor)
     tangent = None
     result = None if kept is None else kept.replay()
     if result is None:
         with torch.no_grad():
-            out, tangent, lse = forward_kernel(qp, kp, vp, tq, tk, tv, factor, mask)
+            if share is None:
+                out, tangent, lse, _ = forward_kernel(qp, kp, vp, tq, tk, tv, factor, mask)
+            else:
+                out, tangent, lse = share.attend(qp, kp, vp, tq, tk, tv, factor)
         if kept is not None:
             kept.record(out, lse)
     else:
         out, lse = result
-    tied = _Attention.apply(qp, kp, vp, out, lse, factor, mask)  # type: ignore[no-untyped-call]
+    tied = _Attention.apply(qp, kp, vp, out, lse, factor, mask, share)  # type: ignore[no-untyped-call]
     return join(tied, tangent, q, k, v)
 
 
 def runs_fused(q: Tensor) -> bool:
     """Whether `rcm_kernels` computes attention of `q`. On a CPU the explicit rules below are faster at small sizes."""
-    return q.is_cuda
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+
+
+def choose_kernels(name: Literal["auto", "hopper", "triton", "eager"]) -> None:
+    """Let all attention of this process run on the kernels of `compute.attention`; auto leaves the choice to dispatch.
+
+    The choice is kept where `rcm_kernels` reads it, in the environment, because gradients are computed on threads of
+    their own and a recomputation has to run on the same kernels as the forward.
+    """
+    if name != "auto":
+        os.environ[KERNELS_VARIABLE] = name
 
 
 def forward_kernel(
@@ -132,16 +179,18 @@ def forward_kernel(
     tv: Tensor | None,
     scale: float,
     mask: Mask,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Output, its tangent and the log-sum-exp, without gradient: fused kernels on a GPU, plain torch elsewhere.
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Output, log-sum-exp and their tangents, without gradient: fused kernels on a GPU, plain torch elsewhere.
 
-    Shapes as in `attention`; any tangent may be None. Returns (out [B,H,Lq,d], tangent or None, lse [B,H,Lq]).
+    Shapes as in `attention`; any tangent may be None. Returns (out [B,H,Lq,d], tangent, lse [B,H,Lq], mu): `mu`
+    [B,H,Lq] is the tangent of the log-sum-exp. Without tangents of the inputs, `tangent` and `mu` are None; without
+    those of q and k, `mu` may be None.
     """
     if runs_fused(q):
         from rcm_kernels import attention_jvp
 
         result = attention_jvp(q, k, v, tq, tk, tv, scale=scale, mask=mask)
-        return result.out, result.tangent, result.lse
+        return result.out, result.tangent, result.lse, result.mu
     return eager_forward(q, k, v, tq, tk, tv, scale, mask)
 
 
@@ -166,7 +215,7 @@ def eager_forward(
     tv: Tensor | None,
     scale: float,
     mask: Mask,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """`forward_kernel` in plain torch, in at least float32; holds the whole score matrix."""
     heads = q.shape[:2]
     q3, k3, v3 = _matrices(q), _matrices(k), _matrices(v)
@@ -174,7 +223,7 @@ def eager_forward(
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.softmax(scores, dim=-1)
     out = torch.bmm(weights, v3)
-    tangent = None
+    tangent, mu = None, None
     if tq is not None or tk is not None:
         score_tangent = None if tq is None else _scores(_matrices(tq), k3, scale)
         if tk is not None:
@@ -182,11 +231,12 @@ def eager_forward(
         # P * (tS - rowsum(P * tS)): softmax has a symmetric Jacobian, so this is its backward kernel.
         weight_tangent = _aten._softmax_backward_data(score_tangent, weights, -1, weights.dtype)
         tangent = torch.bmm(weight_tangent, v3)
+        mu = torch.linalg.vecdot(weights, score_tangent).unflatten(0, heads)
     if tv is not None:
         tv3 = _matrices(tv)
         tangent = torch.bmm(weights, tv3) if tangent is None else torch.baddbmm(tangent, weights, tv3)
     narrow = None if tangent is None else tangent.to(q.dtype).unflatten(0, heads)
-    return out.to(q.dtype).unflatten(0, heads), narrow, lse.unflatten(0, heads)
+    return out.to(q.dtype).unflatten(0, heads), narrow, lse.unflatten(0, heads), mu
 
 
 def eager_backward(
@@ -247,15 +297,26 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, mask: Mask
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        mask: Mask,
+        share: SharedAttention | None,
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale, ctx.mask = scale, mask
+        ctx.scale, ctx.mask, ctx.share = scale, mask, share
         return out.view_as(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        grads = backward_kernel(grad, q, k, v, out, lse, ctx.scale, ctx.mask)
-        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), *(None,) * 4
+        if ctx.share is None:
+            grads = backward_kernel(grad, q, k, v, out, lse, ctx.scale, ctx.mask)
+        else:
+            grads = ctx.share.attend_backward(grad, q, k, v, out, lse, ctx.scale)
+        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), *(None,) * 5

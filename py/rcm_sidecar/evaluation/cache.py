@@ -16,6 +16,8 @@ from rcm_sidecar.errors import HostError
 from rcm_sidecar.evaluation.sampling import Drawn
 from rcm_sidecar.files import write_tensors
 
+_PIECE_BYTES = 1 << 24
+
 
 def cache_key(teacher_key: str, settings: Mapping[str, Any]) -> str:
     """sha256 of everything the samples depend on.
@@ -28,12 +30,14 @@ def cache_key(teacher_key: str, settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def teacher_key(files: Mapping[str, bytes]) -> str:
-    """sha256 over named file contents, for `cache_key`: independent of where the files lie."""
+def teacher_key(files: Mapping[str, Path]) -> str:
+    """sha256 over the contents of named files, for `cache_key`: independent of where they lie. Reads them in pieces."""
     digest = hashlib.sha256()
     for name in sorted(files):
-        digest.update(f"{name}\0{len(files[name])}\0".encode())
-        digest.update(files[name])
+        digest.update(f"{name}\0{files[name].stat().st_size}\0".encode())
+        with files[name].open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
     return digest.hexdigest()
 
 

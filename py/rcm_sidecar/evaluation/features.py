@@ -50,7 +50,7 @@ def load_classifier(locator: str) -> DigitsClassifier:
     """The classifier named by `evaluation.features`: builtin:digits-classifier, or a safetensors file of this class.
 
     Raises:
-        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_FORMAT or E_WEIGHTS_KEYS.
+        WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_UNREADABLE or E_WEIGHTS_KEYS.
     """
     path = ASSETS / "classifier.safetensors" if locator == BUILTIN_CLASSIFIER else Path(locator)
     if not path.is_file():
@@ -59,7 +59,7 @@ def load_classifier(locator: str) -> DigitsClassifier:
     try:
         classifier.load_state_dict(load_file(str(path)))
     except SafetensorError as error:
-        raise WeightsError("E_WEIGHTS_FORMAT", f"{locator} cannot be read as safetensors: {error}") from error
+        raise WeightsError("E_WEIGHTS_UNREADABLE", f"{locator} cannot be read as safetensors: {error}") from error
     except RuntimeError as error:
         raise WeightsError("E_WEIGHTS_KEYS", f"{locator} is no digits classifier: {error}") from error
     return classifier.eval().requires_grad_(False)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, cast, get_args
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rcm_sidecar.dual import DualOrTensor, checkpoint_block, ops, primal_of
+from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
+from rcm_sidecar.dual import DualOrTensor, ops, primal_of
 from rcm_sidecar.dual.attention import KeptAttention
 from rcm_sidecar.errors import ConfigError
-from rcm_sidecar.networks.inputs import Checkpointing, Residual, Role, Target, check_adapter, check_inputs, one_of
+from rcm_sidecar.networks.blocks import run_block, text_pair
+from rcm_sidecar.networks.inputs import Checkpointing, Choice, Role, Target, check_adapter, check_inputs, check_sizes
 from rcm_sidecar.networks.layers import (
     Gelu,
     LayerNorm,
@@ -29,6 +31,7 @@ from rcm_sidecar.networks.layers import (
     patchify,
     split_heads,
     token_axis,
+    token_grid,
     unpatchify,
     widened,
 )
@@ -89,14 +92,7 @@ class CosmosConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that fit no network."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if any(part <= 0 for part in (value if isinstance(value, tuple) else (value,))):
-                raise ConfigError("E_NETWORK_SIZE", f"{field.name} must be positive, not {value!r}")
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ConfigError(
-                "E_NETWORK_SIZE", f"dim {self.dim} does not split into {self.num_heads} heads of even size"
-            )
+        check_sizes(self)
         if self.patch_size[0] != 1:
             raise ConfigError("E_NETWORK_SIZE", f"a patch covers one frame, not {self.patch_size[0]}")
 
@@ -222,13 +218,18 @@ class SelfAttention(Attention):
     """Attention among the tokens, with rotary positions (half-split pairs)."""
 
     def forward(
-        self, x: DualOrTensor, rotary: Tensor, adapter: Role | None, kept: KeptAttention | None
+        self,
+        x: DualOrTensor,
+        rotary: Tensor,
+        adapter: Role | None,
+        kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
-        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
+        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]; with a `share`, L are this process's tokens."""
         q = self.q_norm.rotated(self.q_proj(x, adapter), rotary, interleaved=False)
         k = self.k_norm.rotated(self.k_proj(x, adapter), rotary, interleaved=False)
         v = self.values(x, adapter)
-        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
+        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept, share=share)
         return cast(DualOrTensor, self.output_proj(merge_heads(out), adapter))
 
 
@@ -295,6 +296,7 @@ class Block(nn.Module):
         adapter: Role | None = None,
         kv_cache: TextCache | None = None,
         checkpointing: Checkpointing = "none",
+        share: TokenShare | None = None,
     ) -> DualOrTensor:
         """One block.
 
@@ -307,6 +309,7 @@ class Block(nn.Module):
             adapter: LoRA role; the recomputation gets the one of this call.
             kv_cache: Text keys and values of earlier passes, in no-grad passes only.
             checkpointing: How activations are kept for backward.
+            share: How the tokens are shared by several processes; `x` and `rotary` are this one's.
 
         Returns:
             [B, L, D] in the dtype of `x`.
@@ -317,13 +320,11 @@ class Block(nn.Module):
             condition: DualOrTensor,
             shared: DualOrTensor,
             text: Tensor,
-            kept: KeptAttention | None = None,
+            kept: KeptAttention | None,
         ) -> DualOrTensor:
-            return self._body(x, condition, shared, text, rotary, adapter, kv_cache, kept)
+            return self._body(x, condition, shared, text, rotary, adapter, kv_cache, kept, share)
 
-        if checkpointing == "none" or not torch.is_grad_enabled():
-            return body(x, condition, shared, text)
-        return checkpoint_block(body, x, condition, shared, text, keep_attention=checkpointing == "asymmetric")
+        return run_block(body, x, condition, shared, text, checkpointing=checkpointing)
 
     def _body(
         self,
@@ -335,14 +336,12 @@ class Block(nn.Module):
         adapter: Role | None,
         kv_cache: TextCache | None,
         kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
         shift, scale, gate = _rows(self.adaln_modulation_self_attn(condition), shared, 3)
-        attended = self.self_attn(self.norm(x, (shift, scale)), rotary, adapter, kept)
+        attended = self.self_attn(self.norm(x, (shift, scale)), rotary, adapter, kept, share)
 
-        def keys_values() -> tuple[Tensor, Tensor]:
-            return self.cross_attn.keys_values(text, adapter)
-
-        pair = keys_values() if kv_cache is None else kv_cache.get(self.index, keys_values)
+        pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
         shift, scale, next_gate = _rows(self.adaln_modulation_cross_attn(condition), shared, 3)
         x, normed = self.norm.after(x, attended, gate, (shift, scale))
         attended = self.cross_attn(normed, pair, adapter, kept)
@@ -381,6 +380,7 @@ class CosmosPredict2(nn.Module):
             well. Both recompute the primal only.
         residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
         adapters: LoRA roles attached by `lora.attach`.
+        context: The processes that share every sample's tokens, None for one; set before sharding.
         wide_parts: The time path and the head, whose weights stay float32 when the others are stored in half precision.
         lora_targets: The linear layers of a block by LoRA target.
 
@@ -389,6 +389,8 @@ class CosmosPredict2(nn.Module):
         spec: Facts.
     """
 
+    activation_checkpointing = Choice("none", "block", "asymmetric")
+    residual = Choice("bf16", "fp32")
     wide_parts = ("t_embedder", "t_embedding_norm", "final_layer")
     lora_targets: Mapping[Target, tuple[str, ...]] = {
         "attention": tuple(f"{part}_attn.{layer}_proj" for part in ("self", "cross") for layer in (*"qkv", "output")),
@@ -400,8 +402,7 @@ class CosmosPredict2(nn.Module):
         self.config = config
         self.spec = spec
         self.adapters: tuple[Role, ...] = ()
-        self._checkpointing: Checkpointing = "none"
-        self._residual: Residual = "bf16"
+        self.context: ContextGroup | None = None
         self.x_embedder = PatchEmbedding(config)
         self.t_embedder = nn.Sequential(nn.Identity(), TimeMlp(config.dim))
         self.t_embedding_norm = RmsNorm(config.dim, config.eps)
@@ -439,45 +440,29 @@ class CosmosPredict2(nn.Module):
         if kv_cache is not None:
             kv_cache.bind(text, adapter)
         patch = self.config.patch_size
-        grid = self._grid(primal_of(x))
-        tokens = self.x_embedder(ops.linear_map(lambda a: patchify(a, patch), x))
-        tokens = widened(tokens) if self._residual == "fp32" else tokens
+        grid = token_grid(primal_of(x), self.config.patch_size)
+        share = None if self.context is None else self.context.share(math.prod(grid))
+        patches = ops.linear_map(lambda a: patchify(a, patch), x)
+        tokens = self.x_embedder(patches if share is None else share.split(patches))
+        tokens = widened(tokens) if self.residual == "fp32" else tokens
         features = ops.sinusoid(t, self.config.dim)
         shared = self.t_embedder(features)
         condition = ops.silu(self.t_embedding_norm(features))
         value = primal_of(tokens)
         rotary = self._rotary.get(grid, value.dtype, value.device)
+        rotary = rotary if share is None else share.own_rows(rotary)
         for block in self.blocks:
-            tokens = block(tokens, condition, shared, text, rotary, adapter, kv_cache, self._checkpointing)
+            tokens = block(
+                tokens, condition, shared, text, rotary, adapter, kv_cache, self.activation_checkpointing, share
+            )
         patches = self.final_layer(tokens, condition, shared)
+        patches = patches if share is None else share.gather(patches)
         return ops.linear_map(lambda a: unpatchify(a, grid, patch), patches)
-
-    @property
-    def activation_checkpointing(self) -> Checkpointing:
-        """How blocks keep activations for backward."""
-        return self._checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, value: Checkpointing) -> None:
-        self._checkpointing = one_of("activation checkpointing", value, get_args(Checkpointing))
-
-    @property
-    def residual(self) -> Residual:
-        """Dtype of the residual stream under half-precision weights."""
-        return self._residual
-
-    @residual.setter
-    def residual(self, value: Residual) -> None:
-        self._residual = one_of("residual", value, get_args(Residual))
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights (cosmos-predict2.md 3.9): modulations start at the shared part alone, norms as identity."""
         for name, parameter in self.named_parameters():
             _initialise(name, parameter.data, generator)
-
-    def _grid(self, x: Tensor) -> tuple[int, int, int]:
-        kt, kh, kw = self.config.patch_size
-        return x.shape[2] // kt, x.shape[3] // kh, x.shape[4] // kw
 
 
 def _initialise(name: str, weight: Tensor, generator: torch.Generator | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -13,20 +14,55 @@ from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.networks.spec import NetworkSpec
 
 Checkpointing = Literal["none", "block", "asymmetric"]
-Residual = Literal["fp32", "bf16"]
 Role = Literal["student", "critic"]
 Target = Literal["attention", "ffn"]
 
 
-def one_of(what: str, value: Any, known: Sequence[str]) -> Any:
-    """`value` when it is one of `known`.
+class Choice:
+    """An attribute of a network that takes one of a few words, the first one until it is set.
+
+    Setting another word raises ConfigError, E_CONFIG_VALUE, naming those that are known.
+    """
+
+    def __init__(self, *known: str) -> None:
+        """Declare it in the body of a class."""
+        self._known = known
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Python tells the attribute's name."""
+        self._name = name
+
+    def __get__(self, net: Any, owner: type) -> Any:
+        """The word; of the class itself, this declaration."""
+        if net is None:
+            return self
+        return net.__dict__.get(self._name, self._known[0])
+
+    def __set__(self, net: Any, value: Any) -> None:
+        """Refuse what is not known."""
+        if value not in self._known:
+            what, known = self._name.replace("_", " "), ", ".join(self._known)
+            raise ConfigError("E_CONFIG_VALUE", f"{what} {value!r} is unknown", f"known: {known}")
+        net.__dict__[self._name] = value
+
+
+def check_sizes(config: Any) -> None:
+    """Refuse sizes that fit no network: all positive, a width that splits into heads of even size.
+
+    Args:
+        config: A dataclass of numbers and tuples of them with `dim` and `num_heads`.
 
     Raises:
-        ConfigError: E_CONFIG_VALUE, naming what is known.
+        ConfigError: E_NETWORK_SIZE.
     """
-    if value not in known:
-        raise ConfigError("E_CONFIG_VALUE", f"{what} {value!r} is unknown", f"known: {', '.join(known)}")
-    return value
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if any(part <= 0 for part in (value if isinstance(value, tuple) else (value,))):
+            raise ConfigError("E_NETWORK_SIZE", f"{field.name} must be positive, not {value!r}")
+    if config.dim % config.num_heads or (config.dim // config.num_heads) % 2:
+        raise ConfigError(
+            "E_NETWORK_SIZE", f"dim {config.dim} does not split into {config.num_heads} heads of even size"
+        )
 
 
 def check_adapter(adapter: str | None, known: Sequence[str]) -> None:

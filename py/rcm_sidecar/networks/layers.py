@@ -159,6 +159,12 @@ def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
     return grid.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
+def token_grid(x: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tokens along (frames, rows, columns) of a latent [B, C, T, H, W]."""
+    kt, kh, kw = patch
+    return x.shape[2] // kt, x.shape[3] // kh, x.shape[4] // kw
+
+
 def unpatchify(tokens: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> Tensor:
     """Tokens [B, L, kt kh kw C], channel fastest (not the order of `patchify`), to [B, C, T, H, W]."""
     (frames, rows, columns), (kt, kh, kw) = grid, patch

@@ -46,6 +46,8 @@ class LoraConfig:
         if not self.targets or not set(self.targets) <= set(get_args(Target)):
             known = ", ".join(get_args(Target))
             raise ConfigError("E_CONFIG_VALUE", f"unknown LoRA targets {list(self.targets)}", f"known: {known}")
+        if len(set(self.targets)) < len(self.targets):
+            raise ConfigError("E_CONFIG_VALUE", f"LoRA targets {list(self.targets)} name one twice")
 
 
 class Adapter(nn.Module):
@@ -120,8 +122,10 @@ def attach(
     paths = [path for target in config.targets for path in net.lora_targets[target]]
     for path in paths:
         layer = cast(nn.Linear, net.blocks[0].get_submodule(path))
-        if config.rank > min(layer.in_features, layer.out_features):
-            raise ConfigError("E_CONFIG_VALUE", f"LoRA rank {config.rank} exceeds a side of {path}")
+        side = min(layer.in_features, layer.out_features)
+        if config.rank > side:
+            hint = f"It can be {side} at most there."
+            raise ConfigError("E_CONFIG_VALUE", f"LoRA rank {config.rank} exceeds a side of {path}", hint)
     net.requires_grad_(False)
     for block in net.blocks:
         for path in paths:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, cast, get_args
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rcm_sidecar.dual import DualOrTensor, checkpoint_block, ops, primal_of
+from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
+from rcm_sidecar.dual import DualOrTensor, ops, primal_of
 from rcm_sidecar.dual.attention import KeptAttention
 from rcm_sidecar.errors import ConfigError
-from rcm_sidecar.networks.inputs import Checkpointing, Residual, Role, Target, check_adapter, check_inputs, one_of
+from rcm_sidecar.networks.blocks import run_block, text_pair
+from rcm_sidecar.networks.inputs import Checkpointing, Choice, Role, Target, check_adapter, check_inputs, check_sizes
 from rcm_sidecar.networks.layers import (
     FeedForward,
     Gelu,
@@ -30,6 +32,7 @@ from rcm_sidecar.networks.layers import (
     patchify,
     split_heads,
     token_axis,
+    token_grid,
     unpatchify,
     widened,
 )
@@ -70,14 +73,7 @@ class WanConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that fit no network."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if any(part <= 0 for part in (value if isinstance(value, tuple) else (value,))):
-                raise ConfigError("E_NETWORK_SIZE", f"{field.name} must be positive, not {value!r}")
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ConfigError(
-                "E_NETWORK_SIZE", f"dim {self.dim} does not split into {self.num_heads} heads of even size"
-            )
+        check_sizes(self)
         if self.freq_dim % 2:
             raise ConfigError("E_NETWORK_SIZE", f"freq_dim must be even, not {self.freq_dim}")
 
@@ -90,6 +86,8 @@ PRESETS: Mapping[str, WanConfig] = {
 
 _480P = ((480, 832), (832, 480), (640, 640), (480, 640), (640, 480))
 _720P = ((720, 1280), (1280, 720), (960, 960), (720, 960), (960, 720))
+# Positions along each axis in the published tables, in the original code and in diffusers.
+_POSITIONS = 1024
 _PIXEL_SIZES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "wan2.1-t2v-1.3b": _480P,
     "wan2.1-t2v-14b": _480P + _720P,
@@ -98,6 +96,7 @@ _PIXEL_SIZES: Mapping[str, tuple[tuple[int, int], ...]] = {
 
 def make(name: str, config: WanConfig) -> Wan21:
     """The network of `config`, parameters allocated but not initialised."""
+    kt, kh, kw = config.patch_size
     spec = NetworkSpec(
         name=name,
         family="wan2.1",
@@ -111,6 +110,7 @@ def make(name: str, config: WanConfig) -> Wan21:
         sampler_times=(1.5, 1.4, 1.0),
         teacher_shift=5.0,
         pixel_sizes=_PIXEL_SIZES.get(name, ()),
+        max_latent=(_POSITIONS * kt, _POSITIONS * kh, _POSITIONS * kw),
     )
     return Wan21(config, spec)
 
@@ -137,13 +137,18 @@ class SelfAttention(Attention):
     """Attention among the tokens, with rotary positions."""
 
     def forward(
-        self, x: DualOrTensor, rotary: Tensor, adapter: Role | None, kept: KeptAttention | None
+        self,
+        x: DualOrTensor,
+        rotary: Tensor,
+        adapter: Role | None,
+        kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
-        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]."""
+        """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]; with a `share`, L are this process's tokens."""
         q = self.norm_q.rotated(self.q(x, adapter), rotary, interleaved=True)
         k = self.norm_k.rotated(self.k(x, adapter), rotary, interleaved=True)
         v = split_heads(self.v(x, adapter), self.heads)
-        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept)
+        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept, share=share)
         return cast(DualOrTensor, self.o(merge_heads(out), adapter))
 
 
@@ -193,6 +198,7 @@ class Block(nn.Module):
         adapter: Role | None = None,
         kv_cache: TextCache | None = None,
         checkpointing: Checkpointing = "none",
+        share: TokenShare | None = None,
     ) -> DualOrTensor:
         """One block.
 
@@ -204,17 +210,16 @@ class Block(nn.Module):
             adapter: LoRA role; the recomputation gets the one of this call.
             kv_cache: Text keys and values of earlier passes, in no-grad passes only.
             checkpointing: How activations are kept for backward.
+            share: How the tokens are shared by several processes; `x` and `rotary` are this one's.
 
         Returns:
             [B, L, D] in the dtype of `x`.
         """
 
-        def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None = None) -> DualOrTensor:
-            return self._body(x, e, text, rotary, adapter, kv_cache, kept)
+        def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None) -> DualOrTensor:
+            return self._body(x, e, text, rotary, adapter, kv_cache, kept, share)
 
-        if checkpointing == "none" or not torch.is_grad_enabled():
-            return body(x, e, text)
-        return checkpoint_block(body, x, e, text, keep_attention=checkpointing == "asymmetric")
+        return run_block(body, x, e, text, checkpointing=checkpointing)
 
     def _body(
         self,
@@ -225,16 +230,14 @@ class Block(nn.Module):
         adapter: Role | None,
         kv_cache: TextCache | None,
         kept: KeptAttention | None,
+        share: TokenShare | None,
     ) -> DualOrTensor:
         rows = ops.unbind(token_axis(ops.add(e, self.modulation)), 1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
-        attended = self.self_attn(self.norm1(x, (shift, scale)), rotary, adapter, kept)
+        attended = self.self_attn(self.norm1(x, (shift, scale)), rotary, adapter, kept, share)
         x, normed = self.norm3.after(x, attended, gate)
 
-        def keys_values() -> tuple[Tensor, Tensor]:
-            return self.cross_attn.keys_values(text, adapter)
-
-        pair = keys_values() if kv_cache is None else kv_cache.get(self.index, keys_values)
+        pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
         attended = self.cross_attn(normed, pair, adapter, kept)
         x, normed = self.norm2.after(x, attended, modulation=(ffn_shift, ffn_scale))
         return ops.gate(x, self.ffn(normed, adapter), ffn_gate)
@@ -270,6 +273,7 @@ class Wan21(nn.Module):
             well. Both recompute the primal only.
         residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
         adapters: LoRA roles attached by `lora.attach`.
+        context: The processes that share every sample's tokens, None for one; set before sharding.
         wide_parts: The time path and the head, whose weights stay float32 when the others are stored in half precision.
         lora_targets: The linear layers of a block by LoRA target.
 
@@ -278,6 +282,8 @@ class Wan21(nn.Module):
         spec: Facts.
     """
 
+    activation_checkpointing = Choice("none", "block", "asymmetric")
+    residual = Choice("bf16", "fp32")
     wide_parts = ("time_embedding", "time_projection", "head")
     lora_targets: Mapping[Target, tuple[str, ...]] = {
         "attention": tuple(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"),
@@ -289,8 +295,7 @@ class Wan21(nn.Module):
         self.config = config
         self.spec = spec
         self.adapters: tuple[Role, ...] = ()
-        self._checkpointing: Checkpointing = "none"
-        self._residual: Residual = "bf16"
+        self.context: ContextGroup | None = None
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
         self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), Gelu("tanh"), Linear(dim, dim))
@@ -321,7 +326,7 @@ class Wan21(nn.Module):
             [B, out_dim, T, H, W], at least float32: a Tensor, or a Dual when `x` or `t` is one.
 
         Raises:
-            ValueError: Shapes that do not fit.
+            ValueError: Shapes that do not fit, or sides beyond the last rotary position.
             TypeError: Time in half precision (it would make the derivative wrong by half).
             ConfigError: E_ADAPTER_UNKNOWN, an adapter this network does not have.
         """
@@ -329,49 +334,31 @@ class Wan21(nn.Module):
         check_adapter(adapter, self.adapters)
         if kv_cache is not None:
             kv_cache.bind(text, adapter)
-        grid = self._grid(primal_of(x))
-        tokens = self._embed_patches(x)
+        grid = token_grid(primal_of(x), self.config.patch_size)
+        share = None if self.context is None else self.context.share(math.prod(grid))
+        tokens = self._embed_patches(x, share)
         time = self.time_embedding(ops.sinusoid(t, self.config.freq_dim))
         modulation = ops.linear_map(lambda a: a.unflatten(-1, (6, -1)), self.time_projection(time))
         states = text if kv_cache is not None and kv_cache.filled else self.text_embedding(text)
         value = primal_of(tokens)
         rotary = self._rotary.get(grid, value.dtype, value.device)
+        rotary = rotary if share is None else share.own_rows(rotary)
         for block in self.blocks:
-            tokens = block(tokens, modulation, states, rotary, adapter, kv_cache, self._checkpointing)
+            tokens = block(tokens, modulation, states, rotary, adapter, kv_cache, self.activation_checkpointing, share)
         patches = self.head(tokens, time)
+        patches = patches if share is None else share.gather(patches)
         return ops.linear_map(lambda a: unpatchify(a, grid, self.config.patch_size), patches)
-
-    @property
-    def activation_checkpointing(self) -> Checkpointing:
-        """How blocks keep activations for backward."""
-        return self._checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, value: Checkpointing) -> None:
-        self._checkpointing = one_of("activation checkpointing", value, get_args(Checkpointing))
-
-    @property
-    def residual(self) -> Residual:
-        """Dtype of the residual stream under half-precision weights."""
-        return self._residual
-
-    @residual.setter
-    def residual(self, value: Residual) -> None:
-        self._residual = one_of("residual", value, get_args(Residual))
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights (wan2.1.md 2.6): the head is zero, so the output is; norms start as identity."""
         for name, parameter in self.named_parameters():
             _initialise(name, parameter.data, self.config.dim, generator)
 
-    def _embed_patches(self, x: DualOrTensor) -> DualOrTensor:
+    def _embed_patches(self, x: DualOrTensor, share: TokenShare | None = None) -> DualOrTensor:
         patches = ops.linear_map(lambda a: patchify(a, self.config.patch_size), x)
+        patches = patches if share is None else share.split(patches)
         tokens = ops.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
-        return widened(tokens) if self._residual == "fp32" else tokens
-
-    def _grid(self, x: Tensor) -> tuple[int, int, int]:
-        kt, kh, kw = self.config.patch_size
-        return x.shape[2] // kt, x.shape[3] // kh, x.shape[4] // kw
+        return widened(tokens) if self.residual == "fp32" else tokens
 
 
 def _initialise(name: str, weight: Tensor, dim: int, generator: torch.Generator | None) -> None:

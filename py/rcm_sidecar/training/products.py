@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from rcm_sidecar.checkpoints.export import Kind, Product, export
-from rcm_sidecar.checkpoints.sources import content_key, copy_weights
+from rcm_sidecar.checkpoints.export import Kind, Product, export, export_adapters
+from rcm_sidecar.checkpoints.sources import content_key
 from rcm_sidecar.config import RunConfig
 from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.data.digits import load_digits_data
 from rcm_sidecar.evaluation import comparison_grid, preview_grids, run_evaluation
 from rcm_sidecar.evaluation.sampling import Conditioning, SampleSource
 from rcm_sidecar.link import JobLink, SampleTicket
-from rcm_sidecar.networks import Network
 from rcm_sidecar.protocol import Export, TrainingStart
 from rcm_sidecar.sample_job import labels_for, sample_grid
+from rcm_sidecar.training.learner import Learner
 from rcm_sidecar.training.setup import Trained, conditioning
 
 _CONDITIONER = "conditioner."
@@ -27,9 +26,9 @@ _CONDITIONER = "conditioner."
 
 @dataclass(frozen=True)
 class Shown:
-    """The network that people see, with its label table and the condition made of it."""
+    """What people see: weights of their own, with the label table and the condition made of it."""
 
-    network: Network
+    learner: Learner
     conditioner: LabelConditioner
     condition: Conditioning
 
@@ -48,9 +47,8 @@ class Products:
         self._start, self._config, self._trained, self._link = start, config, trained, link
         self._run_dir = Path(start.run_dir)
         self._check = link.requests.raise_if_cancelled_now
-        network = copy.deepcopy(trained.network).requires_grad_(False)
         table = copy.deepcopy(trained.conditioner).requires_grad_(False)
-        self._shown = Shown(network, table, conditioning(table, config.teacher.negative))
+        self._shown = Shown(trained.learner.copy(), table, conditioning(table, config.teacher.negative))
 
     @property
     def kind(self) -> Kind:
@@ -61,7 +59,7 @@ class Products:
         """Draw and send the previews."""
         shown = self._show(averaged=True)
         grids = preview_grids(
-            network=shown.network,
+            network=shown.learner.velocity,
             sampler=self.kind,
             condition=shown.condition,
             config=self._config,
@@ -81,14 +79,14 @@ class Products:
                 self._config,
                 shown.condition,
                 self._trained.data.latent_shape,
-                shown.network.spec.time_scale,
+                shown.learner.network.spec.time_scale,
                 self._check,
             )
             if self.kind == "student":
-                drawn = source.student(shown.network, labels, ticket.steps, ticket.seed)
+                drawn = source.student(shown.learner.velocity, labels, ticket.steps, ticket.seed)
             else:
                 guidance = self._config.teacher.guidance
-                drawn = source.teacher(shown.network, labels, ticket.steps, guidance, ticket.seed)
+                drawn = source.teacher(shown.learner.velocity, labels, ticket.steps, guidance, ticket.seed)
             data = load_digits_data()
             self._link.sample(sample_grid(drawn.latents, labels, data.mean, data.std, ticket.steps, step))
         except Exception as error:
@@ -102,8 +100,8 @@ class Products:
         shown = self._show(averaged=plan.network == "ema")
         is_student = trained.teacher is not None
         networks = {
-            "student": shown.network if is_student else None,
-            "teacher": trained.teacher if is_student else shown.network,
+            "student": shown.learner.velocity if is_student else None,
+            "teacher": trained.teacher if is_student else shown.learner.velocity,
         }
         key = trained.teacher_key or self._key_of(shown, step)
         body = run_evaluation(
@@ -134,18 +132,29 @@ class Products:
         return (self._run_dir / "evaluation" / name).is_file()
 
     def export(self, step: int) -> tuple[Export, ...]:
-        """Write the export folders the config asks for; a pretrained teacher always gets the official one."""
+        """Write the export folders the config asks for; a pretrained teacher always gets the official one.
+
+        With LoRA they hold merged weights, and one more folder holds the adapters.
+        """
         layouts = list(self._config.checkpoints.export)
         if self.kind == "teacher" and "official" not in layouts:
             layouts.insert(0, "official")
-        return tuple(Export(layout=layout, path=self._export(step, layout)) for layout in layouts)
+        exports = [Export(layout=layout, path=self._export(step, layout)) for layout in layouts]
+        if self._trained.learner.adapter is not None:
+            path = "export/lora"
+            export_adapters(self._product(step), self._run_dir / path, self._trained.teacher_key)
+            exports.append(Export(layout="lora", path=path))
+        return tuple(exports)
 
     def _export(self, step: int, layout: str) -> str:
-        shown = self._show(averaged=True)
-        product = Product(self.kind, shown.network, shown.conditioner, self._config, step, self._start.run_id)
         path = f"export/{layout}"
-        export(product, self._run_dir / path, layout)  # type: ignore[arg-type]
+        export(self._product(step), self._run_dir / path, layout)  # type: ignore[arg-type]
         return path
+
+    def _product(self, step: int) -> Product:
+        shown = self._show(averaged=True)
+        learner, run_id = shown.learner, self._start.run_id
+        return Product(self.kind, learner.network, learner.adapter, shown.conditioner, self._config, step, run_id)
 
     def _key_of(self, shown: Shown, step: int) -> str:
         """Content hash of the teacher in training, as that of its export."""
@@ -158,12 +167,9 @@ class Products:
         """The shown network with the current weights."""
         role = self._trained.shown
         weights = role.emas[0].weights if averaged and role.emas else role.parameters
-        network: dict[str, Tensor] = {}
         for name, value in weights.items():
             if name.startswith(_CONDITIONER):
                 with torch.no_grad():
                     self._shown.conditioner.table.copy_(value)
-            else:
-                network[name] = value
-        copy_weights(self._shown.network, network)
+        self._shown.learner.load({name: value for name, value in weights.items() if not name.startswith(_CONDITIONER)})
         return self._shown

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcm_sidecar.checkpoints.sources import content_key, folder_of, load_frozen, load_table, locate
 from rcm_sidecar.config import AdamW as AdamWSettings
@@ -21,6 +19,7 @@ from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods.rcm import updates_after
 from rcm_sidecar.networks import Network, build
 from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
+from rcm_sidecar.training.learner import Learner, start_learners, starts
 from rcm_sidecar.training.optimizer import AdamW
 from rcm_sidecar.training.phases import DistillationPlan, Networks, method_schedule
 from rcm_sidecar.training.pretrain import PretrainingPlan
@@ -41,10 +40,10 @@ class Trained:
         steps: Total number of steps.
         samples: Samples of a step.
         shown: The role that is evaluated and exported: student, or teacher when pretraining.
-        network: Its network.
+        learner: Its network.
         conditioner: Its label table (learning when pretraining, else frozen).
         condition: Labels to text, and the negative condition.
-        teacher: The frozen teacher, None when pretraining.
+        teacher: The frozen teacher, None when pretraining. With LoRA it is the base that the other roles share.
         teacher_key: Content hash of teacher and label table; "" when pretraining.
         data: Training data.
     """
@@ -53,7 +52,7 @@ class Trained:
     steps: int
     samples: int
     shown: Role
-    network: Network
+    learner: Learner
     conditioner: LabelConditioner
     condition: Conditioning
     teacher: Network | None
@@ -100,26 +99,24 @@ def set_up_distillation(config: RunConfig, check: bool) -> Trained:
     Raises:
         WeightsError: weights that do not fit, or E_TEACHER_CHECK.
     """
-    path = locate(config.teacher.weights)
+    path = locate(config.teacher_locator)
     teacher = load_frozen(config.model, path)
     table = load_table(folder_of(path), teacher)
     condition = conditioning(table, config.teacher.negative)
     data = open_training_data(config)
     schedule = method_schedule(config)
-    student = _start(config, config.student.init, teacher)
-    critic = _start(config, config.critic.init, teacher) if schedule.has_critic else None
+    learners = start_learners(config, teacher, ("student", "critic") if schedule.has_critic else ("student",))
+    velocities = {name: learner.velocity for name, learner in learners.items()}
     if check:
         batch = data.batch(0, min(16, data.size), config.seed)
         check_guidance(teacher, batch, condition, config.teacher.guidance, teacher.spec.time_scale)
-        same = {"student": (config.student.init, student), "critic": (config.critic.init, critic)}
-        copies = {name: net for name, (init, net) in same.items() if init == "teacher" and net is not None}
+        copies = {name: velocity for name, velocity in velocities.items() if starts(config)[name] == "teacher"}
         check_roles_equal(teacher, copies, batch, condition, teacher.spec.time_scale)
     student_total, critic_total = updates_after(schedule, config.schedule.steps)
-    roles = {"student": make_role("student", _named(student), config.student.optimizer, student_total)}
+    plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
+    roles = {name: make_role(name, learner.parameters, *plans[name]) for name, learner in learners.items()}
     roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
-    if critic is not None:
-        roles["critic"] = make_role("critic", _named(critic), config.critic.optimizer, critic_total)
-    networks = Networks(student, teacher, critic, teacher.spec.time_scale)
+    networks = Networks(velocities["student"], teacher, velocities.get("critic"), teacher.spec.time_scale)
     branches = "sequential" if config.teacher.branches == "auto" else config.teacher.branches
     plan = DistillationPlan(config, networks, data, condition, branches)
     samples = config.schedule.batch_size
@@ -129,7 +126,7 @@ def set_up_distillation(config: RunConfig, check: bool) -> Trained:
         config.schedule.steps,
         samples,
         roles["student"],
-        student,
+        learners["student"],
         table,
         condition,
         teacher,
@@ -147,13 +144,15 @@ def set_up_pretraining(config: RunConfig) -> Trained:
     )
     data = open_training_data(config)
     settings = config.pretrain
-    parameters = {**_named(network), **{f"conditioner.{name}": value for name, value in table.named_parameters()}}
+    learner = Learner(network)
+    labels = {f"conditioner.{name}": value for name, value in table.named_parameters()}
+    parameters = {**learner.parameters, **labels}
     role = make_role("teacher", parameters, settings.optimizer, settings.steps)
     role.emas = [Ema(parameters, _decay(settings.ema))]
     plan = PretrainingPlan(config, network, table, data, network.spec.time_scale)
     trainer = Trainer({"teacher": role}, plan, micro_batch=micro_batch(config, settings.batch_size))
     condition = conditioning(table, config.teacher.negative)
-    return Trained(trainer, settings.steps, settings.batch_size, role, network, table, condition, None, "", data)
+    return Trained(trainer, settings.steps, settings.batch_size, role, learner, table, condition, None, "", data)
 
 
 def micro_batch(config: RunConfig, samples: int) -> int:
@@ -185,16 +184,6 @@ def make_role(name: str, parameters: Mapping[str, Tensor], settings: AdamWSettin
         )
 
     return Role(name, parameters, optimizer, rate, settings.clip_norm)
-
-
-def _start(config: RunConfig, init: str, teacher: Network) -> Network:
-    if init == "teacher":
-        return copy.deepcopy(teacher).requires_grad_(True)
-    return load_frozen(config.model, Path(locate(init))).requires_grad_(True)
-
-
-def _named(network: nn.Module) -> dict[str, Tensor]:
-    return dict(network.named_parameters())
 
 
 def _decay(settings: EmaSettings) -> DecayRule:

@@ -26,6 +26,7 @@ def capture(trained: Trained, values: Mapping[str, Any]) -> TrainingState:
         "updates": trainer.updates,
         "emaUpdates": [ema.updates for ema in trained.shown.emas],
         "samplesSeen": trainer.step * trained.samples,
+        "teacher": trained.teacher_key,
     }
     return TrainingState(trainer.step, tensors, {**counters, **values})
 
@@ -37,6 +38,7 @@ def restore(trained: Trained, state: TrainingState) -> None:
         CheckpointError: E_CHECKPOINT_CORRUPT, when it is the state of something else.
     """
     trainer, values = trained.trainer, state.values
+    _check_teacher(trained.teacher_key, values.get("teacher"))
     wanted = {
         *trainer.roles,
         *(f"optimizer-{name}" for name in trainer.roles),
@@ -53,6 +55,18 @@ def restore(trained: Trained, state: TrainingState) -> None:
     for index, ema in enumerate(trained.shown.emas):
         ema.load(state.tensors[f"ema-{index}"], int(values["emaUpdates"][index]))
     trainer.step = state.step
+
+
+def _check_teacher(here: str, there: str | None) -> None:
+    """The adapters of a LoRA are worth nothing on another base, and no run should change its teacher halfway."""
+    if there is None or there == here:
+        return
+    raise CheckpointError(
+        "E_CHECKPOINT_CORRUPT",
+        f"The teacher's weights have changed since the checkpoint was written: {here[:12]}, not {there[:12]}.",
+        "Put the files at teacher.weights back as they were, or start a new run.",
+        {"checkpoint": there, "here": here},
+    )
 
 
 @torch.no_grad()

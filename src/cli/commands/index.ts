@@ -9,6 +9,7 @@ import { report } from './report.ts';
 import { resume } from './resume.ts';
 import { runs } from './runs.ts';
 import { sample } from './sample.ts';
+import { weights } from './weights.ts';
 
 /** What `rcm-bridge --help` lists, in this order. */
 export const commands: readonly (Command | CommandGroup)[] = [
@@ -19,6 +20,7 @@ export const commands: readonly (Command | CommandGroup)[] = [
   report,
   runs,
   config,
+  weights,
   doctor,
   env,
   repl,

@@ -4,7 +4,7 @@ import { optimizer } from './optimizer.ts';
 
 /** The network that follows the student's distribution; rcm and dmd only. */
 export const critic = z.strictObject({
-  init: key(word.default('teacher'), 'teacher, or a weights locator'),
+  init: key(word.default('teacher'), 'teacher, or a weights locator; with student.lora an adapter file'),
   optimizer: key(
     optimizer({
       learningRate: 1e-3,

@@ -1,15 +1,6 @@
 import { z } from 'zod';
+import { networkNames } from '../../models/registry.ts';
 import { count, key, positive, word } from './key.ts';
-
-export const networkNames = [
-  'wan2.1-tiny',
-  'wan2.1-t2v-1.3b',
-  'wan2.1-t2v-14b',
-  'cosmos-predict2-tiny',
-  'cosmos-predict2-t2i-0.6b',
-  'cosmos-predict2-t2i-2b',
-  'cosmos-predict2-t2i-14b',
-] as const;
 
 const size = (description: string) => key(count.nullish(), `${description}; null removes an inherited override`);
 
@@ -21,9 +12,15 @@ const overrides = z.strictObject({
   textDim: size('Width of the text states'),
   textLen: size('Rows of the text states'),
   freqDim: size('Width of the time features, even'),
+  mlpRatio: key(positive.nullish(), 'Hidden width of the feed-forward layers over dim'),
+  adalnLoraDim: size("Width of the modulation's bottleneck"),
   inDim: size('Latent channels in'),
   outDim: size('Latent channels out'),
   patchSize: key(z.array(count).length(3).nullish(), 'Latent frames, rows and columns a token covers'),
+  ropeRatios: key(
+    z.array(positive).length(3).nullish(),
+    'Extrapolation of the rotary positions along frames, rows and columns',
+  ),
   eps: key(positive.nullish(), 'Epsilon of all norms'),
 });
 

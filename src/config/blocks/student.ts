@@ -3,7 +3,7 @@ import { count, key, positive, word } from './key.ts';
 import { ema, optimizer } from './optimizer.ts';
 
 const lora = z.strictObject({
-  rank: key(count, 'Rank of the adapters'),
+  rank: key(count, 'Rank of the adapters, at most the smallest side of a layer that gets one'),
   alpha: key(positive, 'Scale: alpha / rank'),
   targets: key(z.array(z.enum(['attention', 'ffn'])).min(1), 'Layers that get adapters'),
 });
@@ -17,8 +17,11 @@ const sampler = z.strictObject({
 });
 
 export const student = z.strictObject({
-  init: key(word.default('teacher'), 'teacher, or a weights locator'),
-  lora: key(lora.nullable().default(null), 'null: all weights train'),
+  init: key(word.default('teacher'), 'teacher, or a weights locator; with lora an adapter file'),
+  lora: key(
+    lora.nullable().default(null),
+    'null: all weights train; else adapters train, on one frozen base that teacher, student and critic share',
+  ),
   optimizer: key(
     optimizer({
       learningRate: 2e-4,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from datetime import timedelta
 from functools import partial
 
 import torch
@@ -16,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from rcm_sidecar.distributed.fsdp import HALF_PRECISION, STORED_PRECISION, shard
 from rcm_sidecar.dual import Dual
+from rcm_sidecar.methods.dcm import dcm_loss
 from rcm_sidecar.methods.dmd import critic_loss, dmd_loss, rollout
 from rcm_sidecar.methods.scm import scm_loss
 from rcm_sidecar.networks.lora import LoraConfig, adapter_parameters, attach, is_adapter
@@ -26,27 +25,13 @@ TOLERANCE = 1e-12
 FAMILIES = {"wan": small_wan, "cosmos": small_cosmos}
 
 
-def run(rank, folder, scenarios):
-    """One process: every scenario (a name of a function here and its arguments) in turn."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
-    )
-    for name, *arguments in scenarios:
-        globals()[name](*arguments)
-    dist.barrier()
-    # gloo's own threads can still run while the interpreter takes itself apart, and then abort a process that has
-    # finished its work (seen once in about twenty runs). A failed scenario has raised before this line.
-    os._exit(0)
-
-
 class Setting:
     """Student, critic and teacher as callables, and the parameters that train, by role."""
 
-    def __init__(self, family, lora, prepare=lambda net: None):
+    def __init__(self, family, lora, prepare=lambda net: None, checkpointing="asymmetric", **sizes):
         self.family = FAMILIES[family]
-        self.lora = lora
+        self.checkpointing = checkpointing
+        self.sizes = {"out_dim": 3, **sizes}
         if lora:
             net = self._network(0)
             attach(net, LoraConfig(rank=2, alpha=4.0), generator=torch.Generator().manual_seed(5))
@@ -63,8 +48,8 @@ class Setting:
         self.parameters = {role: dict(nets[role].named_parameters()) for role in ("student", "critic")}
 
     def _network(self, seed):
-        net = self.family.small_network(seed=seed, out_dim=3)
-        net.activation_checkpointing = "asymmetric"
+        net = self.family.small_network(seed=seed, **self.sizes)
+        net.activation_checkpointing = self.checkpointing
         return net
 
     @staticmethod
@@ -76,10 +61,10 @@ class Setting:
                 parameter.data.copy_(0.2 * noise)
 
 
-def batch_of(family, part):
-    """The samples `part` of a fixed batch."""
+def batch_of(family, part, latent=None):
+    """The samples `part` of a fixed batch; `latent` is (T, H, W)."""
     generator = torch.Generator().manual_seed(3)
-    shape = (BATCH, 3, 2 if family == "wan" else 1, 4, 6)
+    shape = (BATCH, 3, *(latent or (2 if family == "wan" else 1, 4, 6)))
 
     def randn(*size):
         return torch.randn(*size, generator=generator, dtype=torch.float64)[part]
@@ -96,6 +81,11 @@ def scm_step(nets, batch):
     yield "student", scm_loss(nets["student"], nets["teacher"], x0, noise, u, **condition).total
 
 
+def dcm_step(nets, batch):
+    x0, noise, _, u, condition = batch
+    yield "student", dcm_loss(nets["student"], nets["teacher"], x0, noise, u / 2, skip=2, **condition).total
+
+
 def dmd_step(nets, batch):
     """The student's phase, then the critic's on a new rollout."""
     x0, noise, fresh, u, condition = batch
@@ -108,7 +98,7 @@ def dmd_step(nets, batch):
     yield "critic", critic_loss(generated, x0, u, critic=nets["critic"], **shared).total
 
 
-STEPS = {"scm": scm_step, "dmd": dmd_step}
+STEPS = {"scm": scm_step, "dcm": dcm_step, "dmd": dmd_step}
 
 
 def train(setting, step, batch):
@@ -145,7 +135,11 @@ def step_equals_one_process(family, lora, step):
     setting = Setting(family, lora, prepare=lambda net: shard(net, mesh, STORED_PRECISION))
     for name, parameter in setting.parameters["student"].items():
         assert len(parameter.to_local()) <= -(-len(parameter) // RANKS), f"{name} is not sharded"
-    together = train(setting, step, batch_of(family, half()))
+    assert_equal(train(setting, step, batch_of(family, half())), alone)
+
+
+def assert_equal(together, alone):
+    """Gradients and weights of several processes are those of one, and none is zero."""
     assert together.keys() == alone.keys() and alone
     for key, wanted in alone.items():
         assert wanted.norm() > 0, key

@@ -111,10 +111,17 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path, body):
     assert [r.metrics for r in again.rows] == [r.metrics for r in body.rows]
 
 
-def test_keys_depend_on_content_not_on_names_of_folders():
-    files = {"model.safetensors": b"1", "conditioner.safetensors": b"2"}
-    assert teacher_key(files) == teacher_key(dict(reversed(files.items())))
-    assert teacher_key(files) != teacher_key({**files, "model.safetensors": b"3"})
+def test_keys_depend_on_content_not_on_names_of_folders(tmp_path):
+    def key(folder, contents):
+        (tmp_path / folder).mkdir()
+        files = {name: tmp_path / folder / name for name in contents}
+        for name, content in contents.items():
+            files[name].write_bytes(content)
+        return teacher_key(files)
+
+    contents = {"model.safetensors": b"1", "conditioner.safetensors": b"2"}
+    assert key("a", contents) == key("b", dict(reversed(contents.items())))
+    assert key("c", contents) != key("d", {**contents, "model.safetensors": b"3"})
     assert cache_key("k", {"seed": 1, "steps": 2}) == cache_key("k", {"steps": 2, "seed": 1})
     assert cache_key("k", {"seed": 1}) != cache_key("k", {"seed": 2})
 

@@ -48,14 +48,20 @@ def exact(inputs):
     return derivative(teacher(torch.float64), *inputs)
 
 
+def assert_bf16_is_close(inputs, exact):
+    """Issue 4's bounds on a bf16 network."""
+    out = derivative(teacher(torch.bfloat16), *inputs)
+    assert relative(out.primal.double(), exact.primal) < 0.01, "velocity"
+    assert relative(out.tangent.double(), exact.tangent) < 0.05, "derivative"
+
+
 def test_bf16_keeps_velocity_and_derivative(inputs, exact):
-    out = derivative(teacher(torch.bfloat16), *(a.float() for a in inputs))
-    assert relative(out.primal.double(), exact.primal) < 0.01
-    assert relative(out.tangent.double(), exact.tangent) < 0.05
+    """0.8 % and 1.9 % measured."""
+    assert_bf16_is_close([a.float() for a in inputs], exact)
 
 
 def test_time_rounded_to_bf16_does_not(inputs, exact):
-    """45 % measured, against 1.9 % with float32 time."""
+    """45 % measured on this network, 63 % on the one of wan2.1.md."""
     x, t, text, tx, tt = (a.float() for a in inputs)
-    out = derivative(teacher(torch.bfloat16), x, t.bfloat16().float(), text, tx, tt.bfloat16().float())
-    assert relative(out.tangent.double(), exact.tangent) > 0.05
+    with pytest.raises(AssertionError, match="derivative"):
+        assert_bf16_is_close((x, t.bfloat16().float(), text, tx, tt.bfloat16().float()), exact)

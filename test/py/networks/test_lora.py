@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from networks import cosmos_twin, small_cosmos, small_wan, wan_twin
 from networks.checks import MODES, assert_equal_gradients, loss_of
 from networks.small_wan import derivative, relative
 from safetensors.torch import load_file
@@ -26,18 +25,12 @@ from rcm_sidecar.networks.lora import (
     weight_deltas,
 )
 
-FAMILIES = {"wan": (small_wan, wan_twin), "cosmos": (small_cosmos, cosmos_twin)}
 CONFIG = LoraConfig(rank=3, alpha=6.0)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
 
 
 def adapted(family, mode="none", dtype=torch.float64, config=CONFIG):
     """Both roles with random adapters: `up` starts at zero in real use, and nothing would be tested."""
-    net = family[0].small_network(dtype)
+    net = family.small.small_network(dtype)
     attach(net, config, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     for name, parameter in net.named_parameters():
@@ -63,8 +56,8 @@ def role_gradients(net, role):
 
 def twin_gradients(family, role):
     net = adapted(family)
-    x, t, text, *_ = family[0].small_inputs()
-    loss_of(family[1].velocity(merged_weights(net, role), net.config, x, t, text)).backward()
+    x, t, text, *_ = family.small.small_inputs()
+    loss_of(family.twin.velocity(merged_weights(net, role), net.config, x, t, text)).backward()
     return role_gradients(net, role)
 
 
@@ -77,7 +70,7 @@ def dual_velocity(net, inputs, role):
 @pytest.mark.parametrize("tangents", [False, True], ids=["plain", "dual"])
 def test_gradients_equal_those_of_the_merged_formulas(family, mode, tangents):
     net = adapted(family, mode)
-    inputs = family[0].small_inputs()
+    inputs = family.small.small_inputs()
     velocity = dual_velocity(net, inputs, "student").primal if tangents else net(*inputs[:3], adapter="student")
     loss_of(velocity).backward()
     assert_equal_gradients(role_gradients(net, "student"), twin_gradients(family, "student"))
@@ -88,7 +81,7 @@ def test_gradients_equal_those_of_the_merged_formulas(family, mode, tangents):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_role_used_between_forward_and_backward_changes_no_gradient(family, mode):
     net = adapted(family, mode)
-    inputs = family[0].small_inputs()
+    inputs = family.small.small_inputs()
     loss = loss_of(dual_velocity(net, inputs, "student").primal)
     net(*inputs[:3], adapter="critic").sum()
     with torch.no_grad():
@@ -102,7 +95,7 @@ def test_a_role_used_between_forward_and_backward_changes_no_gradient(family, mo
 @pytest.mark.parametrize("mode", MODES)
 def test_graphs_of_two_roles_live_at_once(family, mode):
     net = adapted(family, mode)
-    inputs = family[0].small_inputs()
+    inputs = family.small.small_inputs()
     losses = [loss_of(dual_velocity(net, inputs, role).primal) for role in ("student", "critic")]
     for loss in losses:
         loss.backward()
@@ -112,11 +105,11 @@ def test_graphs_of_two_roles_live_at_once(family, mode):
 
 def test_derivative_equals_functorch_of_the_merged_formulas(family):
     net = adapted(family)
-    x, t, text, tx, tt = family[0].small_inputs()
+    x, t, text, tx, tt = family.small.small_inputs()
     for role in ("student", "critic", None):
         weights = {name: weight.detach() for name, weight in merged_weights(net, role).items()}
         value, wanted = torch.func.jvp(
-            lambda x, t, w=weights: family[1].velocity(w, net.config, x, t, text), (x, t), (tx, tt)
+            lambda x, t, w=weights: family.twin.velocity(w, net.config, x, t, text), (x, t), (tx, tt)
         )
         out = dual_velocity(net, (x, t, text, tx, tt), role)
         assert relative(out.primal, value) < 1e-13
@@ -124,8 +117,8 @@ def test_derivative_equals_functorch_of_the_merged_formulas(family):
 
 
 def test_a_fresh_adapter_changes_nothing_and_no_role_is_the_base_bit_for_bit(family):
-    plain = family[0].small_network(torch.float32)
-    inputs = family[0].small_inputs(torch.float32)
+    plain = family.small.small_network(torch.float32)
+    inputs = family.small.small_inputs(torch.float32)
     with torch.no_grad():
         wanted = derivative(plain, *inputs)
         attach(plain, CONFIG)
@@ -139,7 +132,7 @@ def test_a_fresh_adapter_changes_nothing_and_no_role_is_the_base_bit_for_bit(fam
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=["fp32-base", "bf16-base"])
 def test_training_never_changes_the_teacher_by_a_bit(family, base):
     net = adapted(family, "asymmetric", base)
-    inputs = family[0].small_inputs(torch.float32)
+    inputs = family.small.small_inputs(torch.float32)
     with torch.no_grad():
         teacher = dual_velocity(net, inputs, None)
         before = {role: net(*inputs[:3], adapter=role) for role in ("student", "critic")}
@@ -163,7 +156,7 @@ def test_training_never_changes_the_teacher_by_a_bit(family, base):
 
 def test_merged_weights_equal_base_plus_delta_to_fp32_rounding(family, tmp_path):
     net = adapted(family, dtype=torch.float32)
-    inputs = family[0].small_inputs(torch.float32)
+    inputs = family.small.small_inputs(torch.float32)
     exact = {
         name: weight.detach().double()
         for name, weight in merged_weights(copy.deepcopy(net).double(), "student").items()
@@ -200,7 +193,7 @@ def test_extract_finds_a_change_of_the_rank_exactly_and_reports_what_is_left(fam
     net = adapted(family)
     tuned = copy.deepcopy(net)
     merge_into_base(tuned, "critic")
-    inputs = family[0].small_inputs()[:3]
+    inputs = family.small.small_inputs()[:3]
     assert extract(net, "student", tuned) < 1e-12
     with torch.no_grad():
         assert relative(net(*inputs, adapter="student"), tuned(*inputs)) < 1e-12
@@ -241,7 +234,7 @@ def test_parameters_of_the_adapters_of_the_full_networks():
 
 def test_a_text_cache_belongs_to_one_role(family):
     net = adapted(family)
-    inputs = family[0].small_inputs()[:3]
+    inputs = family.small.small_inputs()[:3]
     cache = TextCache()
     with torch.no_grad():
         wanted = net(*inputs, adapter="student")
@@ -253,8 +246,8 @@ def test_a_text_cache_belongs_to_one_role(family):
 
 
 def test_misuse_is_named(family):
-    net = family[0].small_network()
-    inputs = family[0].small_inputs()[:3]
+    net = family.small.small_network()
+    inputs = family.small.small_inputs()[:3]
 
     def refused(code, words, action):
         with pytest.raises(ConfigError, match=words) as caught:

@@ -15,6 +15,7 @@ from training.tiny_run import NETWORK, run, start, tiny_config
 from rcm_sidecar.checkpoints import load_network
 from rcm_sidecar.checkpoints.training_state import load_checkpoint
 from rcm_sidecar.data import LabelConditioner
+from rcm_sidecar.dual import attention
 from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.jobs import run_job
 from rcm_sidecar.link import Cancel, Recorded, RecordingLink, SampleTicket, Ticket
@@ -269,3 +270,13 @@ def test_a_teacher_with_wrong_keys_is_refused(tiny_teacher: Path, tmp_path: Path
         run(start(tmp_path, changes, job=DistillStart))
     assert caught.value.code == "E_WEIGHTS_MISMATCH"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_attention_runs_on_the_kernels_of_the_config(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(attention.KERNELS_VARIABLE, "auto")
+    monkeypatch.setattr(attention, "runs_fused", lambda _: True)
+    changes = {"teacher.weights": str(tiny_teacher), "schedule.steps": 1, "compute.attention": "triton"}
+    with pytest.raises(ValueError, match="attention backend triton: device cpu"):
+        run(start(tmp_path, changes))

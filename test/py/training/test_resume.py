@@ -16,11 +16,14 @@ from rcm_sidecar.link import Cancel, Recorded, RecordingLink
 from rcm_sidecar.protocol import DistillStart, PretrainStart
 
 STEPS, STOP = 12, 5
+LORA = {"student.lora": {"rank": 3, "alpha": 6.0, "targets": ["attention", "ffn"]}}
 CASES = [
     pytest.param(DistillStart, {"method": "rcm"}, id="rcm"),
     pytest.param(DistillStart, {"method": "dmd"}, id="dmd"),
     pytest.param(DistillStart, {"method": "rcm", "student.optimizer.betas": [0.9, 0.99]}, id="rcm-momentum"),
     pytest.param(DistillStart, {"method": "dcm", "schedule.microBatchSize": 4}, id="dcm-micro-batches"),
+    pytest.param(DistillStart, {"method": "rcm", **LORA}, id="rcm-lora"),
+    pytest.param(DistillStart, {"method": "dcm", **LORA, "schedule.microBatchSize": 4}, id="dcm-lora-micro-batches"),
     pytest.param(PretrainStart, {"pretrain.steps": STEPS}, id="pretrain"),
 ]
 

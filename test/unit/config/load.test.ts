@@ -44,8 +44,10 @@ describe('presets', () => {
   });
 
   it('are never the default sizes of another network', async () => {
-    expect((await load({ model: { name: 'wan2.1-tiny' } })).config.model.overrides).toEqual({});
-    expect((await load({ model: { overrides: { dim: 32 } } })).config.model.overrides).toEqual({ dim: 32 });
+    const latents = { name: 'wan2.1-tiny', height: 16, width: 16, vae: 'auto' } as const;
+    expect((await load({ model: latents, data: { kind: 'latentShards' } })).config.model.overrides).toEqual({});
+    const overrides = { dim: 32, inDim: 1, outDim: 1 };
+    expect((await load({ model: { overrides } })).config.model.overrides).toEqual(overrides);
   });
 
   it('suggest the nearest name', async () => {
@@ -91,6 +93,15 @@ describe('files', () => {
     expect(origins['schedule.steps']).toMatchObject({ kind: 'file', where: 'my-wan.yaml', line: 8, column: 20 });
     expect(origins['teacher.guidance']).toMatchObject({ kind: 'extends' });
     expect(origins['pretrain.steps']).toEqual({ kind: 'default' });
+  });
+
+  it('may ask for adapters of any rank, started from those of an earlier run', async () => {
+    const lora = '{ rank: 16, alpha: 8, targets: [ffn] }';
+    const text = `student: { init: runs/a/export/lora/official.safetensors, lora: ${lora} }`;
+    const { config } = await load(write('lora.yaml', text));
+    expect(config.student).toMatchObject({ lora: { rank: 16, alpha: 8, targets: ['ffn'] } });
+    expect(config.student.init).toBe(join(cwd, 'runs/a/export/lora/official.safetensors'));
+    expect(config.critic.init).toBe('teacher');
   });
 
   it('extend files relative to themselves, presets by name, in a chain', async () => {
@@ -302,6 +313,28 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     /belongs to the cosine schedule/,
     /null/,
   ],
+  ['attention kernel without a GPU', 'compute: { attention: hopper }', 'E_CONFIG_VALUE', /kernel for GPUs/, /auto/],
+  [
+    'LoRA on weights of its own',
+    'student: { init: builtin:digits-teacher, lora: { rank: 4, alpha: 4, targets: [ffn] } }',
+    'E_CONFIG_VALUE',
+    /^bad\.yaml:1:18: student\.init is builtin:digits-teacher, but with student\.lora all roles share/,
+    /adapter file/,
+  ],
+  [
+    'LoRA target named twice',
+    'student: { lora: { rank: 4, alpha: 4, targets: [ffn, ffn] } }',
+    'E_CONFIG_VALUE',
+    /student\.lora\.targets names ffn twice/,
+    /Use \[ffn\]/,
+  ],
+  [
+    'LoRA without a scale',
+    'student: { lora: { rank: 4, targets: [ffn] } }',
+    'E_CONFIG_VALUE',
+    /student\.lora\.alpha is missing/,
+    /alpha \/ rank/,
+  ],
   ['name that is a path', 'name: ../up', 'E_CONFIG_VALUE', /name takes text of the form/, /./],
   [
     'not yet',
@@ -311,7 +344,6 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     /./,
   ],
   ['not yet, alarms', 'health: { onAlarm: pause }', 'E_CONFIG_NOT_YET', /health\.onAlarm/, /./],
-  ['not yet, hub', 'teacher: { weights: "hf:a/b@1" }', 'E_CONFIG_NOT_YET', /teacher\.weights/, /./],
   ['no YAML', 'a: [1, 2', 'E_CONFIG_SYNTAX', /^bad\.yaml:1:\d+: /, /./],
   ['same key twice', 'seed: 1\nseed: 2', 'E_CONFIG_SYNTAX', /^bad\.yaml:2:1: .*unique/, /./],
   ['empty', '', 'E_CONFIG_SYNTAX', /block of keys/, /extends/],
