@@ -45,3 +45,14 @@ def row_stride(x: Tensor | None) -> int:
 def has_even_rows(x: Tensor) -> bool:
     """Whether the rows of [B, L, ...] are the same distance apart over the whole batch."""
     return 1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)
+
+
+def even_rows(x: Tensor) -> Tensor:
+    """`x` [B, L, D] with contiguous rows a fixed distance apart over the whole batch; copied where they are not."""
+    return x if has_even_rows(x) and x.stride(2) == 1 else x.contiguous()
+
+
+def even_heads(x: Tensor) -> Tensor:
+    """Likewise `x` [B, L, H, d], the heads of a row one after the other."""
+    inner = x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3])
+    return x if inner and has_even_rows(x) else x.contiguous()
