@@ -1,7 +1,7 @@
 """What ptxas makes of the elementwise kernels, pinned: registers, no spills, rows in accesses of 16 bytes.
 
-The numbers are those of Triton 3.6.0. A kernel that waits for memory needs many threads on a multiprocessor, so a
-register count that grows is a kernel that slows down.
+The numbers are those of Triton 3.6.0 with the plans of `row_plan.py`: few warps with many registers each were measured
+faster than many warps, and a register count that grows without a change of plan is a kernel that slows down.
 """
 
 import importlib.util
@@ -18,35 +18,37 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 # case: registers at most, on sm_80, sm_90a and sm_100
 FAST = {
-    "norm 1536": 80,
-    "gate norm 1536": 88,
-    "gate norm plain save 1536": 48,
-    "gate norm backward 1536": 128,
-    "gate norm backward 5120": 128,
-    "rms rope 12x128": 72,
+    "norm 1536": 128,
+    "gate norm 1536": 128,
+    "gate norm plain save 1536": 64,
+    "gate norm backward 1536": 152,
+    "gate norm backward 5120": 255,
+    "rms rope 12x128": 96,
     "rms rope halves 16x128": 80,
     "rms rope backward 12x128": 120,
     "gelu tanh": 48,
 }
 REST = {
     **FAST,
-    **{f"norm {dim}": 88 for dim in (2048, 5120)},
-    **{f"norm plain {dim}": most for dim, most in ((1536, 40), (2048, 44), (5120, 56))},
-    **{f"gate norm {dim}": 90 for dim in (2048, 5120)},
-    **{f"add norm {dim}": 88 for dim in (1536, 2048, 5120)},
-    **{f"gate {dim}": 88 for dim in (1536, 2048, 5120)},
+    "norm 2048": 88,
+    "norm 5120": 128,
+    **{f"norm plain {dim}": most for dim, most in ((1536, 64), (2048, 44), (5120, 64))},
+    "gate norm 2048": 90,
+    "gate norm 5120": 128,
+    **{f"add norm {dim}": most for dim, most in ((1536, 128), (2048, 88), (5120, 128))},
+    **{f"gate {dim}": most for dim, most in ((1536, 128), (2048, 88), (5120, 128))},
     **{f"gate norm plain save {dim}": 64 for dim in (2048, 5120)},
-    **{f"norm backward {dim}": 116 for dim in (1536, 2048, 5120)},
-    "gate norm backward 2048": 136,
-    "norm fp32 1536": 64,
-    "rms rope 12x128 plain": 40,
-    "rms rope 40x128": 80,
-    "rms rope halves 40x128": 80,
-    "rms 1536": 64,
-    "rms 5120": 64,
+    **{f"norm backward {dim}": most for dim, most in ((1536, 128), (2048, 128), (5120, 180))},
+    "gate norm backward 2048": 152,
+    "norm fp32 1536": 128,
+    "rms rope 12x128 plain": 64,
+    "rms rope 40x128": 160,
+    "rms rope halves 40x128": 160,
+    "rms 1536": 128,
+    "rms 5120": 168,
     "rms 16x128": 64,
-    "rms rope backward 40x128": 104,
-    "rms rope halves backward 16x128": 96,
+    "rms rope backward 40x128": 255,
+    "rms rope halves backward 16x128": 64,
     "rms backward 1536": 80,
     "gelu tanh plain": 32,
     "gelu tanh backward": 40,
@@ -54,6 +56,7 @@ REST = {
     "silu": 40,
 }
 SPILLS = {("norm plain 1536", 100): 8}
+NARROW = {"rms rope halves backward 16x128"}  # eight warps on 2048 elements: four at a time, faster than fewer warps
 SCALARS = 2  # mean and rstd of a row, or the weight's sums
 
 
@@ -75,7 +78,7 @@ def judge(pins, capability, cache, timeout):
         line = found[case]
         assert line["registers"] <= registers, line
         assert line["stack"] <= SPILLS.get((case, capability), 0), line
-        for kind in ("loads", "stores"):
+        for kind in ("loads", "stores") if case not in NARROW else ():
             assert line[kind]["128"] >= 2, line
             assert sum(line[kind].values()) - line[kind]["128"] <= SCALARS, line
 
