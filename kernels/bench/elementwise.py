@@ -146,14 +146,15 @@ def cosmos_block(length, heads, dim, hidden, dual=True):
     ]
 
 
+# Wan at 31,200 tokens, Cosmos at 4,080.
 BLOCKS = {
-    "wan2.1-1.3b-dual": ("Wan2.1 1.3B, 31,200 tokens, dual", lambda: wan_block(31200, 12, 128, 8960)),
-    "wan2.1-1.3b-plain": ("Wan2.1 1.3B, 31,200 tokens, plain", lambda: wan_block(31200, 12, 128, 8960, dual=False)),
-    "wan2.1-1.3b-backward": ("Wan2.1 1.3B, 31,200 tokens, backward", lambda: wan_block_backward(31200, 12, 128, 8960)),
-    "wan2.1-14b-dual": ("Wan2.1 14B, 31,200 tokens, dual", lambda: wan_block(31200, 40, 128, 13824)),
-    "wan2.1-14b-backward": ("Wan2.1 14B, 31,200 tokens, backward", lambda: wan_block_backward(31200, 40, 128, 13824)),
-    "cosmos-2b-dual": ("Cosmos-Predict2 2B, 4,080 tokens, dual", lambda: cosmos_block(4080, 16, 128, 8192)),
-    "cosmos-2b-plain": ("Cosmos-Predict2 2B, 4,080 tokens, plain", lambda: cosmos_block(4080, 16, 128, 8192, dual=False)),
+    "wan2.1-1.3b-dual": ("Wan2.1 1.3B, dual", lambda: wan_block(31200, 12, 128, 8960)),
+    "wan2.1-1.3b-plain": ("Wan2.1 1.3B, plain", lambda: wan_block(31200, 12, 128, 8960, dual=False)),
+    "wan2.1-1.3b-backward": ("Wan2.1 1.3B, backward", lambda: wan_block_backward(31200, 12, 128, 8960)),
+    "wan2.1-14b-dual": ("Wan2.1 14B, dual", lambda: wan_block(31200, 40, 128, 13824)),
+    "wan2.1-14b-backward": ("Wan2.1 14B, backward", lambda: wan_block_backward(31200, 40, 128, 13824)),
+    "cosmos-2b-dual": ("Cosmos-Predict2 2B, dual", lambda: cosmos_block(4080, 16, 128, 8192)),
+    "cosmos-2b-plain": ("Cosmos-Predict2 2B, plain", lambda: cosmos_block(4080, 16, 128, 8192, dual=False)),
 }
 
 

@@ -205,9 +205,7 @@ class _LayerNorm(torch.autograd.Function):
             need_s and grad_z is not None,
         ]
         found = iter(
-            operators.layer_norm_backward(grad_r, grad_z, r, stats, y, g, f, ctx.one, wanted)
-            if any(wanted)
-            else ()
+            operators.layer_norm_backward(grad_r, grad_z, r, stats, y, g, f, ctx.one, wanted) if any(wanted) else ()
         )
         grad_x, grad_y, *sums = (next(found) if want else None for want in wanted)
         if grad_z is None:

@@ -33,7 +33,7 @@ def _problem(q: Tensor, k: Tensor, scale: float, frame: int) -> Problem:
 
 
 def _distinct(result: Result, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _laid_as(result.out, q), _laid_as(result.tangent, q), result.lse, result.mu  # type: ignore
+    return _laid_as(result.out, q), _laid_as(result.tangent, q), result.lse, result.mu  # type: ignore[arg-type, return-value]
 
 
 @torch.library.custom_op("rcm_kernels::attn_jvp", mutates_args=())

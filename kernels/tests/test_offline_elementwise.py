@@ -21,7 +21,7 @@ FAST = {
     "norm 1536": 128,
     "gate norm 1536": 128,
     "gate norm plain save 1536": 64,
-    "gate norm backward 1536": 152,
+    "gate norm backward 1536": 164,
     "gate norm backward 5120": 255,
     "rms rope 12x128": 96,
     "rms rope halves 16x128": 80,
@@ -39,7 +39,7 @@ REST = {
     **{f"gate {dim}": most for dim, most in ((1536, 128), (2048, 88), (5120, 128))},
     **{f"gate norm plain save {dim}": 64 for dim in (2048, 5120)},
     **{f"norm backward {dim}": most for dim, most in ((1536, 128), (2048, 128), (5120, 180))},
-    "gate norm backward 2048": 152,
+    "gate norm backward 2048": 164,
     "norm fp32 1536": 128,
     "rms rope 12x128 plain": 64,
     "rms rope 40x128": 160,
@@ -55,7 +55,6 @@ REST = {
     "gelu erf": 48,
     "silu": 40,
 }
-SPILLS = {("norm plain 1536", 100): 8}
 NARROW = {"rms rope halves backward 16x128"}  # eight warps on 2048 elements: four at a time, faster than fewer warps
 SCALARS = 2  # mean and rstd of a row, or the weight's sums
 
@@ -77,7 +76,7 @@ def judge(pins, capability, cache, timeout):
     for case, registers in pins.items():
         line = found[case]
         assert line["registers"] <= registers, line
-        assert line["stack"] <= SPILLS.get((case, capability), 0), line
+        assert line["stack"] == 0, line
         for kind in ("loads", "stores") if case not in NARROW else ():
             assert line[kind]["128"] >= 2, line
             assert sum(line[kind].values()) - line[kind]["128"] <= SCALARS, line

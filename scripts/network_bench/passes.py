@@ -35,6 +35,7 @@ class Parts:
         """One pass."""
         return self.step()
 
+
 GUIDANCE = 5.0
 LEARNING_RATE = 1e-6
 COMPILE_LIMIT = 64

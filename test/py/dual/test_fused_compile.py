@@ -37,8 +37,10 @@ def step(mode, compiled, tangents=True):
     return gradients(net)
 
 
-@pytest.mark.parametrize("tangents", [True, False], ids=["dual", "plain"])
-@pytest.mark.parametrize("mode", ["none", "block"])
+@pytest.mark.parametrize(
+    ("mode", "tangents"),
+    [("block", True), *(pytest.param(*case, marks=pytest.mark.long) for case in (("none", True), ("none", False)))],
+)
 def test_a_compiled_body_is_one_graph_with_the_eager_gradients(mode, tangents):
     assert_equal_gradients(step(mode, True, tangents), step(mode, False, tangents))
 

@@ -1,5 +1,7 @@
-"""A bf16 network through the kernels' CPU form is as near to float64 as eager bf16: what `bench-network --check` asserts
-at real width on a GPU."""
+"""A bf16 network through the kernels' CPU form is as near to float64 as eager bf16.
+
+`bench-network --check` asserts the same at real width on a GPU.
+"""
 
 from __future__ import annotations
 
