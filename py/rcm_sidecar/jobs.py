@@ -11,8 +11,9 @@ from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
 from rcm_sidecar.dual.attention import choose_kernels
+from rcm_sidecar.fetch_job import run_fetch
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
-from rcm_sidecar.protocol import DistillStart, EndBody, RunStart, SampleStart, TrainingStart, WeightsStart
+from rcm_sidecar.protocol import DistillStart, EndBody, FetchStart, RunStart, SampleStart, TrainingStart, WeightsStart
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.determinism import set_up
 from rcm_sidecar.training.loop import TrainingLoop, check_drift
@@ -39,6 +40,8 @@ def run_job(start: RunStart, link: JobLink) -> EndBody:
         return run_sample(start, link)
     if isinstance(start, WeightsStart):
         return run_weights(start, link)
+    if isinstance(start, FetchStart):
+        return run_fetch(start, link)
     return _run_training(start, link)
 
 

@@ -20,14 +20,22 @@ from rcm_sidecar.protocol import (
     CheckpointBody,
     Converted,
     EvaluationBody,
+    Fetched,
+    FetchPlan,
     Progress,
     RunSample,
     Verified,
     WeightsInspection,
 )
 
-WeightsReport = WeightsInspection | Verified | Converted
-WEIGHTS_EVENTS: Mapping[type, str] = {WeightsInspection: "inspected", Verified: "verified", Converted: "converted"}
+WeightsReport = WeightsInspection | Verified | Converted | FetchPlan | Fetched
+WEIGHTS_EVENTS: Mapping[type, str] = {
+    WeightsInspection: "inspected",
+    Verified: "verified",
+    Converted: "converted",
+    FetchPlan: "fetchPlan",
+    Fetched: "fetched",
+}
 LogLevel = Literal["debug", "info", "warn", "error"]
 
 

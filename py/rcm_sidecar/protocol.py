@@ -31,6 +31,7 @@ SamplerName = Literal["train", "heldOut", "teacher", "student"]
 LayoutName = Literal["official", "diffusers", "comfyui"]
 FamilyName = Literal["wan2.1", "cosmos-predict2"]
 WeightsDtypeName = Literal["bf16", "fp16", "fp32"]
+HubLayoutName = Literal["official", "diffusers"]
 DtypeName = Literal["u8", "i8", "i16", "i32", "i64", "f16", "bf16", "f32", "f64", "bool"]
 
 
@@ -279,7 +280,18 @@ class ConvertStart(WeightsStart, frozen=True, tag_field="job", tag="convert"):
     overwrite: bool
 
 
-RunStart = DistillStart | PretrainStart | SampleStart | InspectStart | VerifyStart | ConvertStart
+class FetchStart(Body, frozen=True, tag_field="job", tag="fetch"):
+    """Fetch weights from the hub, or without `download` only say what that takes. `files` empty: chosen by layout."""
+
+    repository: str
+    revision: str
+    layout: HubLayoutName | None
+    files: tuple[str, ...]
+    encoders: bool
+    download: bool
+
+
+RunStart = DistillStart | PretrainStart | SampleStart | InspectStart | VerifyStart | ConvertStart | FetchStart
 
 
 class RunCancel(Body, frozen=True):
@@ -433,11 +445,41 @@ class WeightsInspection(Body, frozen=True):
     mismatch: WeightsMismatch | None
 
 
+class FetchPlanFile(Body, frozen=True):
+    """A file to fetch, and whether it is here."""
+
+    name: str
+    bytes: Amount
+    present: bool
+
+
+class FetchPlan(Body, frozen=True):
+    """What fetching takes; `bytes` of all files, `missing_bytes` to come, `path` the folder that will hold them."""
+
+    repository: str
+    revision: str
+    commit: str
+    license: str | None
+    gated: bool
+    path: str
+    files: tuple[FetchPlanFile, ...]
+    bytes: Amount
+    missing_bytes: Amount
+
+
 class FileHash(Body, frozen=True):
     """A file and its sha256 (hex), which is the known one."""
 
     file: str
     sha256: str
+
+
+class Fetched(Body, frozen=True):
+    """All files of the plan are in the folder; `hashes` of those whose hash the hub lists, all equal to it."""
+
+    path: str
+    hashes: tuple[FileHash, ...]
+    seconds: Amount
 
 
 class Verified(Body, frozen=True):
@@ -566,6 +608,8 @@ EVENTS: dict[str, Any] = {
     "metric": MetricBatch,
     "checkpoint": CheckpointBody,
     "evaluation": EvaluationBody,
+    "fetchPlan": FetchPlan,
+    "fetched": Fetched,
     "inspected": WeightsInspection,
     "verified": Verified,
     "converted": Converted,

@@ -84,6 +84,26 @@ export const errorCodes = {
     summary: 'The config asks for a GPU that this machine or this torch does not have.',
     fix: 'Set `compute.device` to cpu, or install a torch build for your GPU.',
   },
+  E_HUB_ACCESS: {
+    exitCode: 3,
+    summary: 'The hub does not let this machine read a repository: it is gated or private.',
+    fix: 'Accept its terms on its page while signed in, then set HF_TOKEN or run `hf auth login`.',
+  },
+  E_HUB_HASH: {
+    exitCode: 3,
+    summary: 'A fetched file has another sha256 than the hub lists; it was removed.',
+    fix: 'Fetch it again; if that does not help, a proxy between here and the hub changes files.',
+  },
+  E_HUB_NOT_FOUND: {
+    exitCode: 3,
+    summary: 'The hub has no such repository or revision, or it holds no weights that are known here.',
+    fix: 'Check the locator, hf:OWNER/NAME@REVISION; a private repository needs HF_TOKEN.',
+  },
+  E_HUB_UNREACHABLE: {
+    exitCode: 3,
+    summary: 'The hub does not answer, or the connection broke.',
+    fix: 'Check the network, HTTPS_PROXY and HF_ENDPOINT, and run the command again; it goes on where it stopped.',
+  },
   E_INTERACTIVE_EXIT: {
     exitCode: 1,
     summary: 'The Python process behind `rcm-bridge repl` ended.',

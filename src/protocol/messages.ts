@@ -28,6 +28,7 @@ export const networkName = z.enum(['student', 'ema']);
 export const samplerName = z.enum(['train', 'heldOut', 'teacher', 'student']);
 export const layoutName = z.enum(['official', 'diffusers', 'comfyui']);
 export const familyName = z.enum(['wan2.1', 'cosmos-predict2']);
+export const hubLayoutName = z.enum(['official', 'diffusers']);
 export const weightsDtypeName = z.enum(['bf16', 'fp16', 'fp32']);
 export const dtypeName = z.enum(['u8', 'i8', 'i16', 'i32', 'i64', 'f16', 'bf16', 'f32', 'f64', 'bool']);
 
@@ -182,9 +183,18 @@ export const runStart = z
       check: z.boolean(),
       overwrite: z.boolean(),
     }),
+    z.strictObject({
+      job: z.literal('fetch'),
+      repository: z.string(),
+      revision: z.string(),
+      layout: hubLayoutName.nullable(),
+      files: z.array(z.string()),
+      encoders: z.boolean(),
+      download: z.boolean(),
+    }),
   ])
   .describe(
-    'Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute. inspect, verify and convert are about weight files: model null means the network their shapes show, dtype null each tensor as it is stored.',
+    'Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute. inspect, verify and convert are about weight files: model null means the network their shapes show, dtype null each tensor as it is stored. fetch gets them from the hub, or without download only says what that takes.',
   );
 
 /** Control messages from Node to Python. All but welcome are requests, answered by ok or error. */
@@ -301,6 +311,28 @@ export const events = {
       seconds: amount,
     })
     .describe('All rows of one evaluated network.'),
+  fetchPlan: z
+    .strictObject({
+      repository: z.string(),
+      revision: z.string(),
+      commit: z.string(),
+      license: z.string().nullable(),
+      gated: z.boolean(),
+      path: z.string(),
+      files: z.array(z.strictObject({ name: z.string(), bytes: amount, present: z.boolean() })),
+      bytes: amount,
+      missingBytes: amount,
+    })
+    .describe(
+      'What fetching takes: bytes of all files, missingBytes still to come, path the folder that will hold them.',
+    ),
+  fetched: z
+    .strictObject({
+      path: z.string(),
+      hashes: z.array(z.strictObject({ file: z.string(), sha256: z.string() })),
+      seconds: amount,
+    })
+    .describe('All files are in the folder; hashes of those whose hash the hub lists, all equal to it.'),
   inspected: weightsInspection,
   verified: z
     .strictObject({

@@ -1,11 +1,24 @@
-import { type FindPythonOptions, type PythonEnvironment, type PythonSource, searchPython } from './find.ts';
+import {
+  type FindPythonOptions,
+  missingMedia,
+  type PythonEnvironment,
+  type PythonSource,
+  searchPython,
+} from './find.ts';
 import { managedHome } from './home.ts';
 import { listManaged, type ManagedEnvironment } from './managed.ts';
+import { mediaNames } from './requirements.ts';
 
 /** What `rcm-bridge doctor` prints about Python. */
 export interface PythonDescription {
   /** The interpreter that would be used. */
   readonly selected?: PythonEnvironment;
+  /** The packages for fetching, encoders and datasets: where they are, or how to get them. */
+  readonly media: {
+    readonly names: readonly string[];
+    readonly found?: PythonEnvironment;
+    readonly hint?: string | undefined;
+  };
   /** Every place that was looked at, in the order of use. */
   readonly candidates: readonly {
     readonly source: PythonSource;
@@ -24,8 +37,15 @@ export interface PythonDescription {
 export async function describePython(options: FindPythonOptions): Promise<PythonDescription> {
   const home = options.home ?? managedHome(options.env);
   const { found, candidates } = await searchPython({ ...options, home, all: true });
+  const withMedia = await searchPython({ ...options, home, needs: mediaNames });
   return {
     ...(found ? { selected: found } : {}),
+    media: {
+      names: mediaNames,
+      ...(withMedia.found
+        ? { found: withMedia.found }
+        : { hint: missingMedia(mediaNames, found, withMedia.candidates).hint }),
+    },
     candidates: candidates.map(({ source, executable, result }) => ({
       source,
       executable,

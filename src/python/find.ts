@@ -4,6 +4,7 @@ import { RcmBridgeError } from '../errors/index.ts';
 import { type Environment, managedHome } from './home.ts';
 import { listManaged } from './managed.ts';
 import { type ProbeResult, probeError, probePython } from './probe.ts';
+import type { MediaPackage } from './requirements.ts';
 
 export type PythonSource = 'explicit' | '.venv' | 'VIRTUAL_ENV' | 'CONDA_PREFIX' | 'managed' | 'path';
 
@@ -12,7 +13,7 @@ export interface PythonEnvironment {
   /** Absolute path. */
   readonly executable: string;
   readonly version: string;
-  /** Versions of the required packages, and of triton where it is installed. */
+  /** Versions of the required packages, and of triton and the media packages where they are installed. */
   readonly packages: Readonly<Record<string, string>>;
   readonly source: PythonSource;
 }
@@ -26,6 +27,8 @@ export interface FindPythonOptions {
   readonly home?: string | undefined;
   /** False: any supported Python will do (`doctor --deep`, the interactive prompt). */
   readonly requirePackages?: boolean | undefined;
+  /** Media packages that the command at hand imports: only an interpreter that has them will do. */
+  readonly needs?: readonly MediaPackage[] | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -56,9 +59,27 @@ export async function resolvePython(options: FindPythonOptions): Promise<PythonE
   const looked = candidates.map(
     ({ executable, result }) => `${executable}: ${result.usable ? 'usable' : result.reason}`,
   );
+  const { needs = [] } = options;
+  const other = needs.length > 0 ? (await searchPython({ ...options, needs: [] })).found : undefined;
+  if (other) throw missingMedia(needs, other, candidates);
   throw new RcmBridgeError('E_PYTHON_NOT_FOUND', 'No Python on this machine has what the sidecar needs.', {
-    hint: 'Make one with: rcm-bridge env setup',
+    hint: `Make one with: rcm-bridge env setup${needs.length > 0 ? ' --with media' : ''}`,
     details: { candidates: looked },
+  });
+}
+
+/** The error where `other` would do but for the media packages, and nothing else has them. */
+export function missingMedia(
+  needs: readonly MediaPackage[],
+  other: PythonEnvironment | undefined,
+  candidates: readonly PythonCandidate[],
+): RcmBridgeError {
+  const result = candidates.find(({ executable }) => executable === other?.executable)?.result;
+  const setup = 'rcm-bridge env setup --with media';
+  // One's own environment is not ours to write to.
+  const isOwn = other !== undefined && other.source !== 'managed' && result?.usable === false;
+  return new RcmBridgeError('E_PYTHON_PACKAGES', `No Python on this machine has ${needs.join(', ')}.`, {
+    hint: isOwn ? `${result.hint}, or make an environment with them: ${setup}` : `Add what is missing with: ${setup}`,
   });
 }
 
@@ -71,6 +92,7 @@ export async function searchPython(options: FindPythonOptions & { readonly all?:
     const result = await probePython(executable, {
       home,
       requirePackages: options.requirePackages,
+      needs: options.needs,
       signal: options.signal,
     });
     candidates.push({ source, executable, result });

@@ -4,4 +4,5 @@ export { type FindPythonOptions, type PythonEnvironment, resolvePython, searchPy
 export { listGpus } from './gpus.ts';
 export { managedHome } from './home.ts';
 export { probePython } from './probe.ts';
-export { type Consent, ensurePython, type SetupOptions, setupManaged } from './provision.ts';
+export { type Consent, ensurePython, type SetupOptions, setupManaged, setupMedia } from './provision.ts';
+export { mediaNames } from './requirements.ts';

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { lockHash } from './requirements.ts';
+import { dirname, join } from 'node:path';
+import { lockHash, mediaLockHash } from './requirements.ts';
 
 /** environment.json of a managed environment; it is written last, so its presence is the seal. */
 export interface ManagedSeal {
@@ -14,6 +14,8 @@ export interface ManagedSeal {
   readonly torchSource: string;
   readonly python: string;
   readonly packages: Readonly<Record<string, string>>;
+  /** Set where the environment adds the media packages to those of another one, which it never changes. */
+  readonly media?: { readonly lockHash: string; readonly below: string };
   readonly sealedAt: string;
 }
 
@@ -37,6 +39,12 @@ export function managedFolder(home: string, torchChoice: string, pythonVersion: 
   return join(environmentsFolder(home), hash);
 }
 
+/** The folder that adds the media packages to the environment in the folder `below`. */
+export function mediaFolder(below: string): string {
+  const hash = createHash('sha256').update(JSON.stringify([below, mediaLockHash()]));
+  return join(dirname(below), hash.digest('hex').slice(0, 16));
+}
+
 /** Sealed environments that fit this version of the package and this platform, the newest first. */
 export function listManaged(home: string): readonly ManagedEnvironment[] {
   const root = environmentsFolder(home);
@@ -44,14 +52,16 @@ export function listManaged(home: string): readonly ManagedEnvironment[] {
   return readdirSync(root)
     .flatMap(name => readManaged(join(root, name)) ?? [])
     .filter(({ seal }) => seal.lockHash === lockHash() && seal.platform === thisPlatform())
+    .filter(({ seal }) => seal.media === undefined || seal.media.lockHash === mediaLockHash())
     .sort((left, right) => right.seal.sealedAt.localeCompare(left.seal.sealedAt));
 }
 
-/** The environment in the folder if it is sealed. A folder under construction ends in `.tmp`. */
+/** The environment in the folder if it is sealed, and the one it adds to is. One under construction ends in `.tmp`. */
 export function readManaged(folder: string): ManagedEnvironment | undefined {
   if (folder.endsWith('.tmp')) return undefined;
   try {
     const seal = JSON.parse(readFileSync(join(folder, sealName), 'utf8')) as ManagedSeal;
+    if (seal.media && !existsSync(interpreterOf(seal.media.below))) return undefined;
     return { folder, executable: interpreterOf(folder), seal };
   } catch {
     return undefined;

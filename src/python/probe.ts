@@ -7,6 +7,9 @@ import { makeDirectory, writeJsonAtomic } from '../runs/files.ts';
 import {
   asPipRequirement,
   isInRange,
+  type MediaPackage,
+  mediaRequirements,
+  type PackageRequirement,
   packageRequirements,
   pythonBelow,
   pythonFrom,
@@ -23,7 +26,7 @@ export interface PythonFacts {
   /** `3.11.7` */
   readonly version: string;
   readonly platform: string;
-  /** Installed versions of the required packages and of triton. */
+  /** Installed versions of the required packages, of triton and of the media packages. */
   readonly packages: Readonly<Record<string, string>>;
   /** Changes when packages are installed or removed. */
   readonly sitePackages: string | null;
@@ -84,6 +87,8 @@ export interface ProbeOptions {
   readonly home?: string | undefined;
   /** False: any supported Python will do, for making an environment from it. */
   readonly requirePackages?: boolean | undefined;
+  /** Media packages that are required, too. */
+  readonly needs?: readonly MediaPackage[] | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -96,7 +101,7 @@ export async function probePython(executable: string, options: ProbeOptions = {}
   const facts = known ?? (await ask(executable, options.signal));
   if (typeof facts === 'string')
     return { usable: false, code: 'E_PYTHON_NOT_FOUND', reason: facts, hint: `Install ${pythonVersions}.` };
-  const result = judge(executable, facts, options.requirePackages ?? true);
+  const result = judge(executable, facts, requirementsOf(options));
   if (known === undefined && result.usable) await keep(executable, facts, options.home);
   return result;
 }
@@ -105,7 +110,12 @@ export async function probePython(executable: string, options: ProbeOptions = {}
 export const probeError = (executable: string, result: Extract<ProbeResult, { usable: false }>): RcmBridgeError =>
   new RcmBridgeError(result.code, `${executable}: ${result.reason}.`, { hint: result.hint, details: { executable } });
 
-function judge(executable: string, facts: PythonFacts, requirePackages: boolean): ProbeResult {
+function requirementsOf({ requirePackages = true, needs = [] }: ProbeOptions): readonly PackageRequirement[] {
+  const media = mediaRequirements.filter(({ name }) => needs.includes(name));
+  return [...(requirePackages ? packageRequirements : []), ...media];
+}
+
+function judge(executable: string, facts: PythonFacts, required: readonly PackageRequirement[]): ProbeResult {
   if (facts.implementation !== 'CPython' || !isInRange(facts.version, pythonFrom, pythonBelow)) {
     const reason = `it is ${facts.implementation} ${facts.version}; the sidecar needs ${pythonVersions}`;
     return {
@@ -116,8 +126,7 @@ function judge(executable: string, facts: PythonFacts, requirePackages: boolean)
       facts,
     };
   }
-  if (!requirePackages) return { usable: true, facts };
-  const wrong = packageRequirements.filter(({ name, from, below }) => {
+  const wrong = required.filter(({ name, from, below }) => {
     const version = facts.packages[name];
     return version === undefined || !isInRange(version, from, below);
   });
@@ -146,6 +155,8 @@ async function ask(executable: string, signal: AbortSignal | undefined): Promise
 
 type ProcessError = Error & { readonly code?: unknown; readonly killed?: boolean };
 
+const probedPackages = [...[...packageRequirements, ...mediaRequirements].map(({ name }) => name), 'triton'];
+
 interface Answer {
   readonly facts: PythonFacts | undefined;
   readonly error: ProcessError | null;
@@ -153,12 +164,11 @@ interface Answer {
 }
 
 function run(executable: string, flags: readonly string[], signal: AbortSignal | undefined): Promise<Answer> {
-  const names = [...packageRequirements.map(requirement => requirement.name), 'triton'];
   const limits = { timeout: probeTimeoutMs, killSignal: 'SIGKILL', maxBuffer: 1 << 20 } as const;
   return new Promise((settle, reject) => {
     const child = execFile(
       executable,
-      [...flags, '-c', script, ...names],
+      [...flags, '-c', script, ...probedPackages],
       { ...limits, ...(signal ? { signal } : {}) },
       (error, stdout, stderr) => {
         if (signal?.aborted) return reject(new AbortedError(signal.reason));
@@ -192,7 +202,7 @@ async function stampOf(executable: string, facts: PythonFacts): Promise<string> 
   const times = [executable, ...(facts.sitePackages === null ? [] : [facts.sitePackages])].map(
     async path => (await stat(path)).mtimeMs,
   );
-  return (await Promise.all(times)).join(' ');
+  return [...(await Promise.all(times)), ...probedPackages].join(' ');
 }
 
 async function readKept(executable: string, home: string | undefined): Promise<PythonFacts | undefined> {

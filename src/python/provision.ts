@@ -1,20 +1,16 @@
 import { existsSync } from 'node:fs';
-import { rename, rm, statfs } from 'node:fs/promises';
-import { basename, dirname, join, resolve } from 'node:path';
+import { statfs } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 import { isRcmBridgeError, RcmBridgeError } from '../errors/index.ts';
-import { makeDirectory, writeJsonAtomic } from '../runs/files.ts';
-import { type RunLock, takeLock } from '../runs/lock.ts';
 import { type FindPythonOptions, namedInterpreter, onPath, type PythonEnvironment, resolvePython } from './find.ts';
 import { type Environment, managedHome } from './home.ts';
-import { interpreterOf, managedFolder, readManaged, sealName, thisPlatform } from './managed.ts';
-import { runPip } from './pip.ts';
+import { listManaged, type ManagedEnvironment, managedFolder, mediaFolder, readManaged } from './managed.ts';
+import { addMedia, mediaNeededBytes, mediaSize } from './media.ts';
+import { type CommandOptions, runPip } from './pip.ts';
 import { type PythonFacts, probePython } from './probe.ts';
-import { isInRange, lockFile, lockHash, packageRequirements, pythonVersions } from './requirements.ts';
+import { isInRange, lockFile, mediaNames, packageRequirements, pythonVersions } from './requirements.ts';
+import { makeSealed, openSealed, type Recipe } from './sealed.ts';
 import { planTorch, type TorchPlan } from './torch-source.ts';
-import { openVirtualEnvironment } from './virtual-environment.ts';
-
-/** How long one setup waits for another one of the same environment. */
-const lockPatienceMs = 30 * 60_000;
 
 /** true: agreed; false: not agreed; a function asks. */
 export type Consent = boolean | ((question: string) => Promise<boolean>);
@@ -36,16 +32,22 @@ export interface SetupOptions {
   readonly freeBytes?: ((folder: string) => Promise<number>) | undefined;
 }
 
-/** The interpreter to use, made first if none passes and somebody agrees. An explicit one is never replaced. */
+/**
+ * The interpreter to use, made first if none passes and somebody agrees; with `needs`, one that has those media
+ * packages. An explicit one is never replaced and never written to.
+ *
+ * @throws RcmBridgeError as `resolvePython`, `setupManaged` and `setupMedia` do.
+ */
 export async function ensurePython(
   options: FindPythonOptions & Omit<SetupOptions, 'base'>,
 ): Promise<PythonEnvironment> {
   try {
     return await resolvePython(options);
   } catch (error) {
-    if (namedInterpreter(options) !== undefined || !isRcmBridgeError(error) || error.code !== 'E_PYTHON_NOT_FOUND')
-      throw error;
-    return setupManaged(options);
+    if (namedInterpreter(options) !== undefined || !isRcmBridgeError(error)) throw error;
+    const isMissing = error.code === 'E_PYTHON_NOT_FOUND' || error.code === 'E_PYTHON_PACKAGES';
+    if (!isMissing) throw error;
+    return (options.needs ?? []).length > 0 ? setupMedia(options) : setupManaged(options);
   }
 }
 
@@ -55,7 +57,10 @@ export async function ensurePython(
  * @throws RcmBridgeError E_PYTHON_NOT_FOUND, E_PYTHON_VERSION, E_OFFLINE, E_CONSENT, E_DISK_FULL, E_TORCH_CPU,
  *   E_PYTHON_VENV or E_PYTHON_SETUP; AbortedError.
  */
-export async function setupManaged(options: SetupOptions): Promise<PythonEnvironment> {
+export const setupManaged = (options: SetupOptions): Promise<PythonEnvironment> => makeManaged(options);
+
+/** `addition`: what will be installed after it, in the words of the question and of the command. */
+async function makeManaged(options: SetupOptions, addition = { and: '', with: '' }): Promise<PythonEnvironment> {
   const home = options.home ?? managedHome(options.env);
   const base = await findBase(options, home);
   const choice = options.torch ?? 'auto';
@@ -72,25 +77,61 @@ export async function setupManaged(options: SetupOptions): Promise<PythonEnviron
     );
   }
   const plan = await planTorch({ choice, signal: options.signal });
-  await checkFreeSpace(home, plan, options.freeBytes ?? freeBytesOf);
-  await askForConsent(options.consent, folder, plan);
-  const lock = await takeSetupLock(folder, options);
-  try {
-    return (await openSealed(folder, home)) ?? (await build(folder, { options, home, base, plan, choice }));
-  } finally {
-    lock.release();
-  }
+  await checkFreeSpace(home, plan.neededBytes, options);
+  const question = `Install PyTorch and the packages of the sidecar from ${plan.source} (${plan.size}) into ${folder}${addition.and}?`;
+  await askForConsent(options.consent, question, {
+    refusal: `No Python environment yet; it takes ${plan.size} in ${folder}${addition.and}.`,
+    command: `rcm-bridge env setup${addition.with} --yes`,
+  });
+  return makeSealed(torchRecipe(folder, base, plan, choice), home, commandOf(options));
 }
 
-/** A sealed environment that still passes the probe; a broken one (its base is gone) is made again. */
-async function openSealed(folder: string, home: string): Promise<PythonEnvironment | undefined> {
-  const managed = readManaged(folder);
-  if (!managed) return undefined;
-  const result = await probePython(managed.executable, { home });
-  if (!result.usable) return undefined;
-  const { version, packages } = result.facts;
-  return { executable: managed.executable, version, packages, source: 'managed' };
+/**
+ * Makes the environment with the media packages, and the one below it where that is missing; or returns the sealed one
+ * without calling pip or the network. An environment that a run uses is never changed: this one is beside it.
+ *
+ * @throws RcmBridgeError as `setupManaged`.
+ */
+export async function setupMedia(options: SetupOptions): Promise<PythonEnvironment> {
+  const home = options.home ?? managedHome(options.env);
+  const below = await sealedBelow(options, home);
+  const sealed = below && (await openSealed(mediaFolder(below.folder), home, mediaNames));
+  if (sealed) return sealed;
+  if (options.offline) {
+    throw new RcmBridgeError(
+      'E_OFFLINE',
+      'The media packages are not there yet, and --offline forbids to download them.',
+      {
+        hint: 'Run once with a network: rcm-bridge env setup --with media --yes',
+      },
+    );
+  }
+  if (below === undefined) {
+    // One question for both.
+    await makeManaged(options, { and: `, then the media packages (${mediaSize}) beside it`, with: ' --with media' });
+    return setupMedia({ ...options, consent: true });
+  }
+  await checkFreeSpace(home, mediaNeededBytes, options);
+  const folder = mediaFolder(below.folder);
+  const question = `Install the media packages (huggingface_hub, diffusers, transformers and others, ${mediaSize}) into ${folder}?`;
+  await askForConsent(options.consent, question, {
+    refusal: `The media packages are not there yet; they take ${mediaSize} in ${folder}.`,
+    command: 'rcm-bridge env setup --with media --yes',
+  });
+  return addMedia(below, home, commandOf(options));
 }
+
+/** The sealed environment that the media packages are added to: that of the asked torch, else the newest. */
+async function sealedBelow(options: SetupOptions, home: string): Promise<ManagedEnvironment | undefined> {
+  const isAsked = options.torch !== undefined || options.base !== undefined;
+  const known = isAsked
+    ? [readManaged(managedFolder(home, options.torch ?? 'auto', (await findBase(options, home)).version))]
+    : listManaged(home).filter(({ seal }) => seal.media === undefined);
+  for (const environment of known) if (environment && (await openSealed(environment.folder, home))) return environment;
+  return undefined;
+}
+
+const commandOf = ({ env, onProgress, signal }: SetupOptions): CommandOptions => ({ env, onLine: onProgress, signal });
 
 /** In order of preference: the usual name first. */
 const baseNames = ['python3', 'python3.12', 'python3.11', 'python3.13'];
@@ -120,17 +161,13 @@ async function freeBytesOf(folder: string): Promise<number> {
   return bavail * bsize;
 }
 
-async function checkFreeSpace(
-  home: string,
-  plan: TorchPlan,
-  freeBytesOn: (folder: string) => Promise<number>,
-): Promise<void> {
-  const freeBytes = await freeBytesOn(existingParent(home));
-  if (freeBytes >= plan.neededBytes) return;
+async function checkFreeSpace(home: string, neededBytes: number, { freeBytes }: SetupOptions): Promise<void> {
+  const free = await (freeBytes ?? freeBytesOf)(existingParent(home));
+  if (free >= neededBytes) return;
   const inGb = (bytes: number): string => (bytes / 1e9).toFixed(1);
   throw new RcmBridgeError(
     'E_DISK_FULL',
-    `The Python environment needs ${inGb(plan.neededBytes)} GB free; ${home} has ${inGb(freeBytes)} GB.`,
+    `The Python environment needs ${inGb(neededBytes)} GB free; ${home} has ${inGb(free)} GB.`,
     {
       hint: 'Free some space, or set RCM_BRIDGE_HOME to a folder on a larger disk.',
     },
@@ -139,80 +176,33 @@ async function checkFreeSpace(
 
 const existingParent = (path: string): string => (existsSync(path) ? path : existingParent(dirname(path)));
 
-async function askForConsent(consent: Consent, folder: string, plan: TorchPlan): Promise<void> {
-  const question = `Install PyTorch and the packages of the sidecar from ${plan.source} (${plan.size}) into ${folder}?`;
+interface Refusal {
+  /** What is missing, its size and place. */
+  readonly refusal: string;
+  /** What to type to agree. */
+  readonly command: string;
+}
+
+async function askForConsent(consent: Consent, question: string, { refusal, command }: Refusal): Promise<void> {
   const agreed = typeof consent === 'function' ? await consent(question) : consent;
-  if (agreed) return;
-  throw new RcmBridgeError('E_CONSENT', `No Python environment yet; it takes ${plan.size} in ${folder}.`, {
-    hint: 'Agree with: rcm-bridge env setup --yes',
-  });
+  if (!agreed) throw new RcmBridgeError('E_CONSENT', refusal, { hint: `Agree with: ${command}` });
 }
 
-async function takeSetupLock(folder: string, options: SetupOptions): Promise<RunLock> {
-  const lockFolder = join(dirname(folder), `.lock-${basename(folder)}`);
-  makeDirectory(lockFolder);
-  const patient = takeLock(lockFolder, 0).catch((error: unknown) => {
-    if (!isRcmBridgeError(error) || error.code !== 'E_RUN_BUSY') throw error;
-    options.onProgress?.('Another process is making the same environment; waiting for it.');
-    return takeLock(lockFolder, lockPatienceMs);
-  });
-  return patient.catch((error: unknown) => {
-    if (!isRcmBridgeError(error) || error.code !== 'E_RUN_BUSY') throw error;
-    throw new RcmBridgeError('E_PYTHON_SETUP', `Another process has been making ${folder} for too long.`, {
-      hint: 'Wait for it, or end it and run the command again.',
-      cause: error,
-    });
-  });
-}
-
-interface Build {
-  readonly options: SetupOptions;
-  readonly home: string;
-  readonly base: PythonFacts;
-  readonly plan: TorchPlan;
-  readonly choice: string;
-}
-
-/** Builds beside the final place and renames. What an interrupted setup left is used. */
-async function build(folder: string, { options, home, base, plan, choice }: Build): Promise<PythonEnvironment> {
-  const temporary = `${folder}.tmp`;
-  const { env, onProgress, signal } = options;
-  const command = { env, onLine: onProgress, signal };
-  // Said once it is sure to begin: a refusal has two lines and no more.
-  const pip = await openVirtualEnvironment(temporary, base, command);
-  onProgress?.(`Making a Python ${base.version} environment in ${folder} (${plan.size}).`);
-  const python = interpreterOf(temporary);
-  if (!(await hasTorch(python))) {
-    onProgress?.(`Installing torch from ${plan.source}.`);
-    await runPip(pip, ['install', '--progress-bar', 'off', ...plan.pipArguments], command);
-  }
-  await runPip(
-    pip,
-    ['install', '--progress-bar', 'off', '--only-binary', ':all:', '--require-hashes', '--no-deps', '-r', lockFile()],
-    command,
-  );
-  const result = await probePython(python);
-  if (!result.usable) {
-    throw new RcmBridgeError('E_PYTHON_SETUP', `The new environment does not work: ${result.reason}.`, {
-      hint: 'Remove it and try again.',
-    });
-  }
-  const { version, packages } = result.facts;
-  const seal = {
-    lockHash: lockHash(),
-    platform: thisPlatform(),
-    torchChoice: choice,
-    torchSource: plan.source,
-    python: version,
-    packages,
+function torchRecipe(folder: string, base: PythonFacts, plan: TorchPlan, choice: string): Recipe {
+  return {
+    folder,
+    base,
+    announcement: `Making a Python ${base.version} environment in ${folder} (${plan.size}).`,
+    seal: { torchChoice: choice, torchSource: plan.source },
+    install: async (pip, python, command) => {
+      if (!(await hasTorch(python))) {
+        command.onLine?.(`Installing torch from ${plan.source}.`);
+        await runPip(pip, ['install', '--progress-bar', 'off', ...plan.pipArguments], command);
+      }
+      const words = ['install', '--progress-bar', 'off', '--only-binary', ':all:', '--require-hashes', '--no-deps'];
+      await runPip(pip, [...words, '-r', lockFile()], command);
+    },
   };
-  writeJsonAtomic(join(temporary, sealName), { ...seal, sealedAt: new Date().toISOString() });
-  await rm(folder, { recursive: true, force: true });
-  await rename(temporary, folder);
-  return (
-    (await openSealed(folder, home)) ??
-    Promise.reject(new RcmBridgeError('E_PYTHON_SETUP', `${folder} does not start.`))
-  );
 }
 
 async function hasTorch(python: string): Promise<boolean> {

@@ -5,7 +5,7 @@ import { packageRoot } from '../package-root.ts';
 
 type Version = readonly [major: number, minor: number];
 
-interface PackageRequirement {
+export interface PackageRequirement {
   readonly name: string;
   /** First version that works. */
   readonly from?: Version;
@@ -29,6 +29,19 @@ export const packageRequirements: readonly PackageRequirement[] = [
   { name: 'safetensors' },
 ];
 
+/** What only some commands import: fetching, encoders, datasets. `env setup --with media` installs all of it. */
+export const mediaRequirements = [
+  { name: 'huggingface_hub', from: [1, 0] },
+  { name: 'diffusers', from: [0, 35] },
+  { name: 'transformers', from: [4, 57] },
+  { name: 'webdataset' },
+  { name: 'av' },
+] as const satisfies readonly PackageRequirement[];
+
+export type MediaPackage = (typeof mediaRequirements)[number]['name'];
+
+export const mediaNames: readonly MediaPackage[] = mediaRequirements.map(({ name }) => name);
+
 /** `torch>=2.11,<2.16` */
 export function asPipRequirement({ name, from, below }: PackageRequirement): string {
   const bounds = [...(from ? [`>=${from.join('.')}`] : []), ...(below ? [`<${below.join('.')}`] : [])];
@@ -43,8 +56,13 @@ export function isInRange(version: string, from: Version | undefined, below: Ver
 }
 
 export const lockFile = (): string => join(packageRoot(), 'py', 'requirements.lock');
+export const mediaLockFile = (): string => join(packageRoot(), 'py', 'requirements-media.lock');
 export const devLockFile = (): string => join(packageRoot(), 'py', 'requirements-dev.lock');
 
 /** Names the exact set of packages; part of the managed environment's name. */
 export const lockHash = (): string =>
   createHash('sha256').update(readFileSync(lockFile())).update(managedTorch).digest('hex').slice(0, 16);
+
+/** The same for the media packages; part of the name of the environment that adds them. */
+export const mediaLockHash = (): string =>
+  createHash('sha256').update(readFileSync(mediaLockFile())).digest('hex').slice(0, 16);

@@ -9,6 +9,7 @@ import { locateWeights, namedWeights } from './weights.ts';
 export async function checkHost(
   job: Job,
   config: RcmConfig,
+  env: NodeJS.ProcessEnv = process.env,
   gpus: () => Promise<readonly string[]> = listGpus,
 ): Promise<void> {
   if (config.compute.device === 'cuda' && (await gpus()).length === 0) {
@@ -18,6 +19,6 @@ export async function checkHost(
   }
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
-    locateWeights(locator, adapter ? undefined : config.model.name);
+    locateWeights(locator, adapter ? undefined : config.model.name, env);
   }
 }

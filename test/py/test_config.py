@@ -26,6 +26,7 @@ from rcm_sidecar.config import (
     parse_config,
 )
 from rcm_sidecar.errors import ConfigError
+from rcm_sidecar.networks.cosmos_predict2 import CosmosConfig
 from rcm_sidecar.networks.wan2_1 import WanConfig
 
 FIXTURE = Path(__file__).parent / "fixtures" / "digits-rcm.json"
@@ -159,5 +160,6 @@ def test_only_config_errors_come_out(path: tuple[str, ...], value: Any) -> None:
     assert isinstance(config, RunConfig)
 
 
-def test_overrides_are_the_fields_of_the_network() -> None:
-    assert set(NetworkOverrides.__struct_fields__) == {field.name for field in dataclasses.fields(WanConfig)}
+def test_overrides_are_the_fields_of_the_networks() -> None:
+    fields = {field.name for config in (WanConfig, CosmosConfig) for field in dataclasses.fields(config)}
+    assert set(NetworkOverrides.__struct_fields__) == fields

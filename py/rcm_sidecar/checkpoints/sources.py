@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcm_sidecar.checkpoints.load import load_network
+from rcm_sidecar.checkpoints.reading import weights_files
 from rcm_sidecar.checkpoints.sampler_file import StudentFolder, TeacherFolder, bad_sampler_file, read_sampler_file
 from rcm_sidecar.config import Model
 from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.data.label_conditioner import CONDITIONER_FILE
 from rcm_sidecar.errors import ConfigError, WeightsError
 from rcm_sidecar.evaluation.cache import teacher_key
+from rcm_sidecar.hub import cached_snapshot, is_hub_locator
 from rcm_sidecar.networks import Network, build
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -35,13 +37,13 @@ class Source:
 
 
 def locate(locator: str) -> Path:
-    """The path of a weights locator: a path, or `builtin:NAME` for shipped ones.
+    """The path of a weights locator: a path, `builtin:NAME` (shipped) or `hf:OWNER/NAME@REVISION` (fetched).
 
     Raises:
         WeightsError: E_WEIGHTS_NOT_FOUND.
     """
-    if locator.startswith("hf:"):
-        raise WeightsError("E_WEIGHTS_NOT_FOUND", f"{locator} is not on this machine.", "Give the path of a copy.")
+    if is_hub_locator(locator):
+        return cached_snapshot(locator)
     match = _BUILTIN.fullmatch(locator)
     path = _ASSETS / match[1] / match[2] if match else Path(locator)
     if not path.exists():
@@ -67,11 +69,9 @@ def load_frozen(model: Model, path: Path) -> Network:
 
 
 def content_key(path: Path) -> str:
-    """sha256 over the safetensors and .pth files of a source, for the cache of its samples."""
-    folder = folder_of(path)
-    files = [path, folder / CONDITIONER_FILE] if path.is_file() else sorted(folder.iterdir())
-    weights = [file for file in files if file.suffix in (".safetensors", ".pth", ".pt") and file.is_file()]
-    return teacher_key({file.name: file for file in weights})
+    """sha256 over the files a network is loaded from and its label table, for the cache of its samples."""
+    files = [*weights_files(path), folder_of(path) / CONDITIONER_FILE]
+    return teacher_key({file.name: file for file in files if file.is_file()})
 
 
 def load_source(path: Path) -> Source:

@@ -137,7 +137,8 @@ class TokenShare:
         x = x.contiguous()
         received = x.new_empty(self.size * x.shape[0], *x.shape[1:])
         dist.all_gather_into_tensor(received, x, group=self.group)
-        return received.unflatten(0, (self.size, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.tokens]
+        whole = received.reshape(self.size, *x.shape).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        return whole[:, :, : self.tokens]
 
 
 class _Split(torch.autograd.Function):

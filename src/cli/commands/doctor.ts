@@ -38,15 +38,21 @@ const round = (value: number): number => Math.round(value * 10) / 10;
 const describeMachine = (machine: Readonly<Record<string, string | number | readonly string[]>>): string[] =>
   Object.entries(machine).map(([name, value]) => `${name.padEnd(12)}${String(value) || 'none'}`);
 
-function describeCandidates({ selected, candidates, home }: PythonDescription): string[] {
+const listed = (packages: Readonly<Record<string, string>>, isListed: (name: string) => boolean): string =>
+  Object.entries(packages)
+    .flatMap(([name, version]) => (isListed(name) ? [`${name} ${version}`] : []))
+    .join(', ');
+
+function describeCandidates({ selected, media, candidates, home }: PythonDescription): string[] {
+  const isMedia = (name: string): boolean => media.names.includes(name);
   const lines = candidates.map(({ source, executable, version, usable, problem }) => {
     const verdict = usable ? 'usable' : `not usable: ${problem}`;
     return `${source.padEnd(12)}${executable} ${version ?? ''} ${verdict}`.replace(/\s+$/, '');
   });
-  const packages = Object.entries(selected?.packages ?? {}).map(([name, version]) => `${name} ${version}`);
   return [
     `home        ${home}`,
     ...lines,
-    `uses        ${selected ? `${selected.executable} (${packages.join(', ')})` : 'none'}`,
+    `uses        ${selected ? `${selected.executable} (${listed(selected.packages, name => !isMedia(name))})` : 'none'}`,
+    `media       ${media.found ? `${media.found.executable} (${listed(media.found.packages, isMedia)})` : `none. ${media.hint}`}`,
   ];
 }

@@ -6,13 +6,19 @@ const setup: Command = {
   command: 'setup',
   describe: 'Make the managed Python environment, unless an interpreter on this machine will do',
   options: yargs =>
-    consentOptions(pythonOption(yargs)).option('torch', {
-      type: 'string',
-      requiresArg: true,
-      describe: 'auto, cpu, cuda or a pip requirement (default auto); makes the managed environment in any case',
-    }),
+    consentOptions(pythonOption(yargs))
+      .option('torch', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'auto, cpu, cuda or a pip requirement (default auto); makes the managed environment in any case',
+      })
+      .option('with', {
+        choices: ['media'] as const,
+        requiresArg: true,
+        describe: 'Add packages: media (huggingface_hub, diffusers, transformers, webdataset, av)',
+      }),
   run: async (options, output) => {
-    const { ensurePython, setupManaged } = await import('../../python/index.ts');
+    const { ensurePython, mediaNames, setupManaged, setupMedia } = await import('../../python/index.ts');
     const torch = text(options, 'torch');
     const shared = {
       env: process.env,
@@ -22,10 +28,11 @@ const setup: Command = {
       onProgress: (line: string) => output.say(line),
     };
     const explicit = text(options, 'python') ?? process.env.RCM_BRIDGE_PYTHON;
+    const media = text(options, 'with') === 'media';
     const python =
       torch === undefined
-        ? await ensurePython({ ...shared, explicit })
-        : await setupManaged({ ...shared, torch, base: explicit });
+        ? await ensurePython({ ...shared, explicit, ...(media ? { needs: mediaNames } : {}) })
+        : await (media ? setupMedia : setupManaged)({ ...shared, torch, base: explicit });
     output.result({ python }, python.executable);
     return 0;
   },

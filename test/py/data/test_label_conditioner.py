@@ -33,7 +33,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     save_file({"other": torch.zeros(1)}, tmp_path / "keys")
     save_file({"table": torch.zeros(3)}, tmp_path / "shape")
-    codes = {"missing": "NOT_FOUND", "empty": "FORMAT", "keys": "KEYS", "shape": "SHAPE"}
+    codes = {"missing": "NOT_FOUND", "empty": "UNREADABLE", "keys": "KEYS", "shape": "SHAPE"}
     for name, code in codes.items():
         with pytest.raises(WeightsError) as caught:
             LabelConditioner.load(tmp_path / name)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 300
 
 
 def run_on_ranks(ranks, folder, module, *scenarios):

@@ -9,6 +9,14 @@ export const allPackages = {
   safetensors: '0.8.0',
 } as const;
 
+export const mediaPackages = {
+  huggingface_hub: '2.4.0',
+  diffusers: '0.42.1',
+  transformers: '5.24.0',
+  webdataset: '1.0.2',
+  av: '18.1.0',
+} as const;
+
 export interface FakePython {
   readonly version?: string;
   readonly implementation?: string;
@@ -31,7 +39,6 @@ export function writeFakePython(path: string, fake: FakePython = {}): string {
     implementation: fake.implementation ?? 'CPython',
     version: fake.version ?? '3.11.7',
     platform: 'linux',
-    sitePackages: null,
     hasVenv: fake.hasVenv ?? true,
     hasEnsurePip: fake.hasEnsurePip ?? true,
     hasPip: fake.hasPip ?? true,
@@ -43,9 +50,9 @@ target="$here"
 case "$*" in *"--python "*) target=$(dirname "$(echo "$*" | sed 's/.*--python \\([^ ]*\\).*/\\1/')") ;; esac
 case "$*" in
   "-I -c "*)
-    packages='${JSON.stringify(fake.packages ?? {})}'
-    [ -f "$here/packages" ] && packages=$(cat "$here/packages")
-    printf '%s,"executable":"%s","packages":%s}\\n' '${JSON.stringify(facts).slice(0, -1)}' "$0" "$packages" ;;
+    packages='${JSON.stringify(fake.packages ?? {})}' site=null
+    [ -f "$here/packages" ] && packages=$(cat "$here/packages") && site="\\"$here\\""
+    printf '%s,"executable":"%s","packages":%s,"sitePackages":%s}\\n' '${JSON.stringify(facts).slice(0, -1)}' "$0" "$packages" "$site" ;;
   *"-m venv "*)
     echo "$*" >> "$FAKE_LOG"
     mkdir -p "$last/bin" && cp "$0" "$last/bin/python3" && echo '{}' > "$last/bin/packages" ;;
@@ -55,6 +62,7 @@ case "$*" in
     [ -n "$FAKE_SLEEP" ] && sleep "$FAKE_SLEEP"
     case "$*" in *"$FAKE_FAIL_ON"*) [ -f "$FAKE_FAIL" ] && cat "$FAKE_FAIL" >&2 && exit 1 ;; esac
     case "$*" in
+      *requirements-media.lock*) echo '${JSON.stringify({ ...allPackages, ...mediaPackages })}' > "$target/packages" ;;
       *requirements.lock*) echo '${JSON.stringify(allPackages)}' > "$target/packages" ;;
       *) echo '{"torch":"2.11.0"}' > "$target/packages" ;;
     esac ;;

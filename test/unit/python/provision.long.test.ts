@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { installDevTools } from '../../../src/python/dev-tools.ts';
 import { resolvePython } from '../../../src/python/find.ts';
-import { setupManaged } from '../../../src/python/provision.ts';
+import { setupManaged, setupMedia } from '../../../src/python/provision.ts';
 
 // Needs the network and the disk space of a whole environment: 2.5 GB, or 8 GB where torch comes with CUDA.
 let root = '';
@@ -39,6 +39,14 @@ it('makes a real environment, uses it again without pip or network, and adds the
   expect(await setupManaged({ ...options, consent: false, offline: true })).toEqual(made);
   expect(await resolvePython({ env, cwd: root })).toEqual(made);
   expect(Date.now() - started).toBeLessThan(2_000);
+
+  const media = await setupMedia(options);
+  const paths =
+    'import torch, numpy, diffusers, transformers, huggingface_hub, webdataset, av; print(torch.__file__, av.__file__)';
+  const [torchFile, avFile] = execFileSync(media.executable, ['-I', '-c', paths], { encoding: 'utf8' }).split(' ');
+  expect(torchFile).toContain(dirname(dirname(made.executable)));
+  expect(avFile).toContain(dirname(dirname(media.executable)));
+  expect(await setupMedia({ ...options, consent: false, offline: true })).toEqual(media);
 
   const target = join(root, 'tools');
   await installDevTools({ python: made, target, env });

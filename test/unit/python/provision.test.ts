@@ -1,14 +1,24 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { withoutPackages } from '../../../src/python/dev-tools.ts';
+import { describePython } from '../../../src/python/doctor.ts';
 import { resolvePython } from '../../../src/python/find.ts';
-import { ensurePython, type SetupOptions, setupManaged } from '../../../src/python/provision.ts';
+import { ensurePython, type SetupOptions, setupManaged, setupMedia } from '../../../src/python/provision.ts';
 import { planTorch } from '../../../src/python/torch-source.ts';
-import { allPackages, type FakePython, writeFakeEnvironment, writeFakePython } from './fake-python.ts';
+import { allPackages, type FakePython, mediaPackages, writeFakeEnvironment, writeFakePython } from './fake-python.ts';
 
 let root = '';
 let env: Record<string, string> = {};
@@ -139,6 +149,112 @@ describe('the managed environment', () => {
       hint: expect.stringContaining('python3.11-venv'),
     });
     expect(environments()).toEqual([]);
+  });
+});
+
+const filesOf = (folder: string): readonly unknown[] =>
+  readdirSync(folder).map(name => [
+    name,
+    readFileSync(join(folder, name), 'utf8'),
+    statSync(join(folder, name)).mtimeMs,
+  ]);
+
+describe('the media packages', () => {
+  const media = (options: Partial<SetupOptions> = {}) =>
+    setupMedia({ consent: true, env, cwd: root, freeBytes: plenty, ...options });
+  const needs = ['huggingface_hub'] as const;
+
+  it('go into an environment of their own that reads the one below and leaves it as it is', async () => {
+    base();
+    const below = await setup();
+    const before = filesOf(dirname(below.executable));
+    const made = await media();
+    expect(made).toMatchObject({ source: 'managed', packages: { ...allPackages, ...mediaPackages } });
+    expect(made.executable).not.toBe(below.executable);
+    expect(readFileSync(join(dirname(made.executable), 'rcm-bridge-below.pth'), 'utf8')).toBe(
+      `${dirname(below.executable)}\n`,
+    );
+    const after = filesOf(dirname(below.executable));
+    expect(after).toEqual(before);
+    expect(calls().filter(call => call.includes('torch=='))).toHaveLength(1);
+    expect(calls().at(-1)).toMatch(/--require-hashes --no-deps -r .*requirements-media\.lock$/);
+
+    const done = calls().length;
+    expect(await media({ consent: false, offline: true })).toEqual(made);
+    expect(await ensurePython({ consent: false, offline: true, env, cwd: root, needs })).toEqual(made);
+    expect(await resolvePython({ env, cwd: root, needs })).toEqual(made);
+    expect(calls()).toHaveLength(done);
+  });
+
+  it('are not used once the environment below is gone', async () => {
+    base();
+    const below = await setup();
+    await media();
+    rmSync(dirname(dirname(below.executable)), { recursive: true });
+    await expect(resolvePython({ env, cwd: root, needs })).rejects.toMatchObject({
+      code: 'E_PYTHON_NOT_FOUND',
+      hint: expect.stringContaining('rcm-bridge env setup --with media'),
+    });
+  });
+
+  it('are asked for once, with size and place, together with what they need below', async () => {
+    base();
+    const questions: string[] = [];
+    const consent = async (question: string): Promise<boolean> => questions.push(question) > 0;
+    await media({ torch: 'torch==2.11.0', consent });
+    expect(questions).toHaveLength(1);
+    expect(questions[0]).toMatch(/PyTorch .*GB.*media packages.*GB/);
+    expect(environments()).toHaveLength(2);
+  });
+
+  it('need consent, a network and room of their own', async () => {
+    base();
+    await setup();
+    await expect(media({ consent: false })).rejects.toMatchObject({
+      code: 'E_CONSENT',
+      exitCode: 3,
+      message: expect.stringMatching(/GB on disk in .*envs/),
+      hint: expect.stringContaining('env setup --with media --yes'),
+    });
+    await expect(media({ offline: true })).rejects.toMatchObject({ code: 'E_OFFLINE', exitCode: 3 });
+    await expect(media({ freeBytes: async () => 1e8 })).rejects.toMatchObject({ code: 'E_DISK_FULL' });
+  });
+
+  it('go on where an interrupted setup stopped', async () => {
+    base();
+    await setup();
+    writeFileSync(join(root, 'fail'), 'ERROR: the line went dead');
+    const isInterrupted = { ...env, FAKE_FAIL_ON: 'requirements-media.lock' };
+    await expect(media({ env: isInterrupted })).rejects.toMatchObject({ code: 'E_PYTHON_SETUP' });
+    rmSync(join(root, 'fail'));
+    const venvs = calls().filter(call => call.includes('-m venv')).length;
+    expect((await media()).packages).toMatchObject(mediaPackages);
+    expect(calls().filter(call => call.includes('-m venv'))).toHaveLength(venvs);
+  });
+
+  it('are never added to an interpreter that somebody named, nor to one of their own', async () => {
+    const named = writeFakeEnvironment(join(root, '.venv'));
+    const options = { consent: true, env, cwd: root, needs };
+    await expect(ensurePython({ ...options, explicit: named })).rejects.toMatchObject({
+      code: 'E_PYTHON_PACKAGES',
+      exitCode: 3,
+      hint: `Add them: ${named} -m pip install 'huggingface_hub>=1.0'`,
+    });
+    await expect(resolvePython(options)).rejects.toMatchObject({
+      code: 'E_PYTHON_PACKAGES',
+      message: expect.stringContaining('huggingface_hub'),
+      hint: `Add them: ${named} -m pip install 'huggingface_hub>=1.0', or make an environment with them: rcm-bridge env setup --with media`,
+    });
+    expect(calls()).toEqual([]);
+  });
+
+  it('show in doctor, or how to get them', async () => {
+    base();
+    await setup();
+    const before = await describePython({ env, cwd: root });
+    expect(before.media).toMatchObject({ hint: 'Add what is missing with: rcm-bridge env setup --with media' });
+    const made = await media();
+    expect((await describePython({ env, cwd: root })).media.found).toEqual(made);
   });
 });
 
