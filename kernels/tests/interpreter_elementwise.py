@@ -15,6 +15,8 @@ import torch  # noqa: E402
 from hypothesis import assume, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from rcm_kernels import row_plan  # noqa: E402
+
 # The interpreter cuts where a GPU rounds to nearest, hence twice the error of rounding; a norm sees it twice.
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 9e-3, torch.float16: 6e-4}
 DTYPES = st.sampled_from(list(LIMITS))
@@ -64,8 +66,8 @@ def activation(dtype, kind, count, scale, tangent, seed):
 
 
 def many_rows():
-    """More rows than programs of a backward: each takes several, and the last fewer."""
-    for batch, length in ((1, 1200), (3, 401)):
+    """More rows than programs of a backward: each takes several, and the last fewer; also with rows under way."""
+    for row_plan.STAGES, batch, length in ((1, 1, 1200), (1, 3, 401), (2, 2, 70)):
         args = cases.layer_norm_inputs(batch, length, 16, dtype=torch.float32, tangents="")
         judge(cases.layer_norm_backward_errors(launches.layer_norm_backward, args), torch.float32)
         args = cases.rms_inputs(batch, length, 1, 16, dtype=torch.float32, tangent=False)

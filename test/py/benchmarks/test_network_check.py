@@ -5,13 +5,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
-
 from network_bench.cases import CASES
 from network_bench.check import assert_precise, check
 
@@ -23,3 +18,6 @@ def test_velocity_and_derivative():
         assert 1e-3 < found["eager"] < 1e-1, "it compares bf16 with float64"
         assert found["kernels"] != found["eager"], "both were computed the same way"
     assert_precise(rows)
+    rows[0]["check"]["tangent"]["ratio"] = 1.11
+    with pytest.raises(AssertionError, match="smoke"):
+        assert_precise(rows)
