@@ -226,9 +226,8 @@ def tune_rms_backward(copy):
 
 def _tune_backward(kind, dim, todo, many_warps, copy):
     for warps, stages in itertools.product(many_warps, (1, 2, 3)):
-        row_plan.STAGES = stages
         for programs in PROGRAMS:
-            row_plan.BACKWARD[kind, dim] = (warps, programs)
+            row_plan.BACKWARD[kind, dim] = (warps, programs, stages)
             try:
                 text = _shares(todo, copy)
             except Exception as error:  # more shared memory than there is

@@ -293,7 +293,7 @@ def launch_backward(
         Those sums [B, P, D] float32, still to be added over P, or None.
     """
     batch, length, dim = r.shape
-    plan = backward_plan("norm", dim)
+    plan = backward_plan("norm", dim, r)
     programs, chunk = programs_and_chunk(plan, batch, length, any(wanted))
     sums = [r.new_empty(batch, programs, dim, dtype=torch.float32) if one_wanted else None for one_wanted in wanted]
     layer_norm_backward_kernel[(programs, batch)](

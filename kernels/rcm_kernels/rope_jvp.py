@@ -216,7 +216,7 @@ def launch_backward(
         The weight's sums [P, len(weight)] float32, still to be added over P, or None.
     """
     batch, length = x.shape[:2]
-    plan = backward_plan("rms", x.shape[2] * x.shape[3])
+    plan = backward_plan("rms", x.shape[2] * x.shape[3], x)
     programs, chunk = programs_and_chunk(plan, batch, length, sums)
     partial = x.new_empty(batch * programs, weight.shape[0], dtype=torch.float32) if sums else None
     options = _options(x, weight, interleaved and table is not None)

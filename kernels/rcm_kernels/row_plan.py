@@ -5,8 +5,10 @@ Measured by `bench/elementwise.py --tune` on an H200, at 31,200 rows of 1536 and
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Kind = Literal["norm", "rms"]
@@ -26,15 +28,15 @@ FORWARD_WARPS: dict[tuple[Kind, int], int] = {
     ("rms", 5120): 4,
 }
 
-BACKWARD: dict[tuple[Kind, int], tuple[int, int]] = {
-    ("norm", 1536): (4, 1056),
-    ("norm", 2048): (4, 264),
-    ("norm", 5120): (8, 264),
-    ("rms", 1536): (4, 528),
-    ("rms", 2048): (8, 264),
-    ("rms", 5120): (4, 264),
+BACKWARD: dict[tuple[Kind, int], tuple[int, int, int]] = {
+    ("norm", 1536): (4, 1056, 3),
+    ("norm", 2048): (4, 264, 3),
+    ("norm", 5120): (8, 132, 1),
+    ("rms", 1536): (4, 528, 3),
+    ("rms", 2048): (4, 264, 3),
+    ("rms", 5120): (4, 264, 3),
 }
-"""(warps, programs at most where sums over rows are taken)."""
+"""(warps, programs at most where sums over rows are taken, rows under way at a time)."""
 
 OTHER_PROGRAMS = 528
 """Of row lengths that are not in the table. Fixed numbers, not multiples of this GPU's processors: the order of the
@@ -43,8 +45,11 @@ sums, and with it every bit of a gradient, does not depend on the GPU."""
 LEAST_ROWS = 15
 """Rows of a program that takes sums, where there are as many: fewer write more partial sums than they read rows."""
 
-STAGES = 1
-"""Rows that a backward has under way at a time."""
+STAGING_BYTES = 70_000
+"""Shared memory of a program that rows under way need at most, in half precision (66,584 by ptxas)."""
+
+STAGED_BYTES = 2
+"""Largest element of which several rows are under way."""
 
 
 class RowPlan(NamedTuple):
@@ -63,12 +68,24 @@ def forward_plan(kind: Kind, dim: int) -> RowPlan:
     return RowPlan(block, rows, FORWARD_WARPS.get((kind, dim), min(8, max(1, block * rows // 1024))))
 
 
-def backward_plan(kind: Kind, dim: int) -> RowPlan:
-    """Of rows of `dim` elements: 16 elements a thread, where nothing was measured."""
+def backward_plan(kind: Kind, dim: int, x: Tensor) -> RowPlan:
+    """Of the rows of `x`, of `dim` elements: 16 elements a thread, where nothing was measured."""
     block, rows = _tile(kind, dim)
-    other = (min(16, max(1, block * rows // 512)), OTHER_PROGRAMS)
-    warps, programs = BACKWARD.get((kind, dim), other)
-    return RowPlan(block, rows, warps, programs, STAGES)
+    other = (min(16, max(1, block * rows // 512)), OTHER_PROGRAMS, 1)
+    warps, programs, stages = BACKWARD.get((kind, dim), other)
+    return RowPlan(block, rows, warps, programs, stages if _can_stage(x) else 1)
+
+
+def _can_stage(x: Tensor) -> bool:
+    """Whether rows of `x` on their way fit into shared memory. More than one changes no bit of a result."""
+    if x.element_size() > STAGED_BYTES:
+        return False
+    return not x.is_cuda or _shared_memory(x.device) >= STAGING_BYTES
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def programs_and_chunk(plan: RowPlan, batch: int, length: int, sums: bool) -> tuple[int, int]:

@@ -67,8 +67,9 @@ def activation(dtype, kind, count, scale, tangent, seed):
 
 def many_rows():
     """More rows than programs of a backward: each takes several, and the last fewer; also with rows under way."""
-    row_plan.OTHER_PROGRAMS = 5
-    for row_plan.STAGES, batch, length in ((1, 1, 203), (1, 3, 61), (2, 2, 70)):
+    row_plan.STAGED_BYTES = 4  # float32 too
+    for stages, batch, length in ((1, 1, 203), (1, 3, 61), (2, 2, 70)):
+        row_plan.BACKWARD |= {("norm", 16): (1, 5, stages), ("rms", 16): (1, 5, stages)}
         args = cases.layer_norm_inputs(batch, length, 16, dtype=torch.float32, tangents="")
         judge(cases.layer_norm_backward_errors(launches.layer_norm_backward, args), torch.float32)
         args = cases.rms_inputs(batch, length, 1, 16, dtype=torch.float32, tangent=False)

@@ -21,7 +21,7 @@ FAST = {
     "norm 1536": 128,
     "gate norm 1536": 128,
     "gate norm plain save 1536": 64,
-    "gate norm backward 1536": 164,
+    "gate norm backward 1536": 208,
     "gate norm backward 5120": 255,
     "rms rope 12x128": 96,
     "rms rope halves 16x128": 80,
@@ -39,7 +39,7 @@ REST = {
     **{f"gate {dim}": most for dim, most in ((1536, 128), (2048, 88), (5120, 128))},
     **{f"gate norm plain save {dim}": 64 for dim in (2048, 5120)},
     **{f"norm backward {dim}": most for dim, most in ((1536, 128), (2048, 128), (5120, 180))},
-    "gate norm backward 2048": 164,
+    "gate norm backward 2048": 210,
     "norm fp32 1536": 128,
     "rms rope 12x128 plain": 64,
     "rms rope 40x128": 160,
@@ -48,14 +48,14 @@ REST = {
     "rms 5120": 168,
     "rms 16x128": 64,
     "rms rope backward 40x128": 255,
-    "rms rope halves backward 16x128": 64,
-    "rms backward 1536": 80,
+    "rms rope halves backward 16x128": 124,
+    "rms backward 1536": 100,
     "gelu tanh plain": 32,
     "gelu tanh backward": 40,
     "gelu erf": 48,
     "silu": 40,
 }
-NARROW = {"rms rope halves backward 16x128"}  # eight warps on 2048 elements: four at a time, faster than fewer warps
+STACK_BYTES = {("rms rope backward 40x128", 100): 24}  # with three rows under way, which is faster on Hopper
 SCALARS = 2  # mean and rstd of a row, or the weight's sums
 
 
@@ -76,8 +76,8 @@ def judge(pins, capability, cache, timeout):
     for case, registers in pins.items():
         line = found[case]
         assert line["registers"] <= registers, line
-        assert line["stack"] == 0, line
-        for kind in ("loads", "stores") if case not in NARROW else ():
+        assert line["stack"] <= STACK_BYTES.get((case, capability), 0), line
+        for kind in ("loads", "stores"):
             assert line[kind]["128"] >= 2, line
             assert sum(line[kind].values()) - line[kind]["128"] <= SCALARS, line
 
