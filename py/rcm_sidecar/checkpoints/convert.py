@@ -119,6 +119,8 @@ def _check_output(target: Path, inspection: Inspection, overwrite: bool) -> None
     places = {file.parent for file in sources} | sources | {inspection.path.resolve()}
     if target.resolve() in places or target.absolute() in places:
         raise ConfigError("E_USAGE", f"{target} is where the source lies", "give another folder or file")
+    if (target / "transformer").is_dir():  # what is read of such a folder lies in there: it would hide the result
+        raise ConfigError("E_USAGE", f"{target} is a pipeline folder", "give its transformer/ or another folder")
     there = any(target.iterdir()) if target.is_dir() else target.exists()
     if there and not overwrite:
         raise HostError("E_CONSENT", f"{target} exists already", "add --yes to replace it, or give another place")

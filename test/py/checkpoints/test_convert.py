@@ -116,6 +116,13 @@ def test_the_output_may_not_be_the_source(source, tmp_path):
         refused(source, out, "E_USAGE", "source", layout="official", overwrite=True)
 
 
+def test_a_pipeline_folder_is_no_output(source, tmp_path):
+    """Its transformer/ is what would be read back: --verify would compare that, and find it equal to itself."""
+    pipeline = tmp_path / "pipeline"
+    convert_weights(source, pipeline / "transformer", "diffusers")
+    refused(pipeline / "transformer", pipeline, "E_USAGE", "pipeline", layout="official", overwrite=True)
+
+
 def test_bad_requests(source, tmp_path):
     refused(source, tmp_path / "out", "E_USAGE", "bf16", dtype="int4")
     refused(source, tmp_path / "out", "E_WEIGHTS_LAYOUT", "official", layout="gguf")
