@@ -198,7 +198,7 @@ def _begin(file: Path) -> bytes:
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
-    reason = str(error).split("\n", 1)[0][:160]
+    reason = re.split(r"\n|\. ", str(error), maxsplit=1)[0][:160]  # torch goes on about its internals
     return WeightsError(
         "E_WEIGHTS_UNREADABLE",
         f"{file} cannot be read ({type(error).__name__}: {reason})",
