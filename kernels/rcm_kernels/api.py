@@ -11,6 +11,7 @@ from rcm_kernels import operators
 from rcm_kernels.problem import Mask, check, frame_of
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
+NO_VMAP = "rcm_kernels: attention does not work under vmap; put the mapped dimension into the batch"
 
 
 class AttentionJvp(NamedTuple):
@@ -77,7 +78,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ma
     """Attention for code that is not ours: works under `torch.func.jvp` and `torch.autograd.forward_ad`.
 
     Outside forward mode it is attention with a gradient. Under forward mode the output is a dual tensor whose tangent
-    comes from `attention_jvp`; a gradient through that tangent raises. vmap is refused.
+    comes from `attention_jvp`; a gradient through that tangent raises. vmap over q, k or v is refused; over tangents
+    alone (`torch.func.jacfwd`) it makes one call each.
 
     Args:
         q: [B, H, Lq, D]; see `attention_jvp`.
@@ -154,6 +156,11 @@ class _ForwardMode(torch.autograd.Function):
         _, tangent, _, mu = operators.attn_jvp_some(q, k, v, tq, tk, tv, ctx.scale, ctx.frame)
         return tangent, mu.to(lse.dtype)
 
+    @staticmethod
+    def vmap(*_: Any) -> tuple[Any, Any]:
+        """Refuses mapped primals. Being there lets mapped tangents through (`torch.func.jacfwd`): one call each."""
+        raise RuntimeError(NO_VMAP)
+
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
     """All tensors in autocast's dtype where it is on; fp64 is left alone, as torch does."""
@@ -168,4 +175,4 @@ def _refuse_vmap(*tensors: Tensor | None) -> None:
     if torch.compiler.is_compiling():
         return
     if any(x is not None and torch._C._functorch.is_batchedtensor(x) for x in tensors):
-        raise RuntimeError("rcm_kernels: attention does not work under vmap; put the mapped dimension into the batch")
+        raise RuntimeError(NO_VMAP)

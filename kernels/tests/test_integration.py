@@ -201,6 +201,15 @@ def test_inference_mode_and_vmap():
         attention_jvp(*args)
     with pytest.raises(RuntimeError, match="vmap"):
         torch.vmap(lambda x: attention_jvp(x, *args[1:3]).out)(args[0][None])
+    with pytest.raises(RuntimeError, match="rcm_kernels: .* vmap; put the mapped dimension into the batch"):
+        torch.vmap(lambda x: torch.func.jvp(lambda y: attention(y, *args[1:3]), (x,), (x,))[1])(args[0][None])
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_jacobian_of_the_forward_mode_door():
+    q, k, v = inputs(1, 2, 3, 4, 2, dtype=F64)[:3]
+    plain = torch.func.jacfwd(lambda x: torch.softmax(x @ k.mT / 2**0.5, -1) @ v)(q)
+    torch.testing.assert_close(torch.func.jacfwd(lambda x: attention(x, k, v))(q), plain)
 
 
 def test_import_needs_no_triton():

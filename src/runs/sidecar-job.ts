@@ -1,7 +1,7 @@
 /** Jobs without a run directory, in a sidecar of their own. */
 import type { SidecarBlob } from '../bridge/event-stream.ts';
-import { sidecarExitError } from '../bridge/sidecar.ts';
-import { AbortedError, PythonError } from '../errors/index.ts';
+import { type SidecarExit, sidecarExitError } from '../bridge/sidecar.ts';
+import { AbortedError, PythonError, RcmBridgeError } from '../errors/index.ts';
 import type { EventBody, RunStart, SidecarEvent } from '../protocol/messages.ts';
 import type { MediaPackage } from '../python/requirements.ts';
 import { type BridgeContext, sidecarVariables } from './context.ts';
@@ -78,7 +78,7 @@ export async function withSidecar<T>(
   const aborted = deferred<Error>();
   const onAbort = (): void => aborted.resolve(new AbortedError(signal?.reason));
   signal?.addEventListener('abort', onAbort, { once: true });
-  const gone = sidecar.exited.then(sidecarExitError);
+  const gone = sidecar.exited.then(lostJob);
   const run: RunJob = async request => {
     const job: CurrentJob = { ...request, ended: deferred(), failed: deferred(), blobs: 0 };
     current = job;
@@ -95,6 +95,13 @@ export async function withSidecar<T>(
     signal?.removeEventListener('abort', onAbort);
     await sidecar.stop({ graceMs }).catch(() => sidecar.kill());
   }
+}
+
+/** There is no run whose log could be read, and nothing to resume. */
+function lostJob(exit: SidecarExit): RcmBridgeError {
+  const { code, message, details } = sidecarExitError(exit);
+  const hint = 'Run the command again. If it was killed once more, memory was too short: end other programs first.';
+  return exit.error ?? new RcmBridgeError(code, message, { hint, details });
 }
 
 async function waitFor(test: () => boolean, patienceMs: number): Promise<void> {

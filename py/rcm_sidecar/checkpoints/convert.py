@@ -15,7 +15,7 @@ from rcm_sidecar.checkpoints.guess import Guess
 from rcm_sidecar.checkpoints.inspect import Inspection
 from rcm_sidecar.checkpoints.layouts import Layout
 from rcm_sidecar.checkpoints.reading import weights_files
-from rcm_sidecar.checkpoints.save import SHARD_BYTES, check_target, write_network
+from rcm_sidecar.checkpoints.save import SHARD_BYTES, check_target, write_network, written_path
 from rcm_sidecar.checkpoints.verify import Report, non_finite, open_fitting
 from rcm_sidecar.errors import ConfigError, HostError, WeightsError
 from rcm_sidecar.networks import build
@@ -80,7 +80,7 @@ def convert_weights(
     check_target(target, layout)
     weights, inspection = open_fitting(source, model, overrides)
     assert inspection.network is not None
-    _check_output(target, inspection, overwrite)
+    _check_output(written_path(target, layout, inspection.network.model), inspection, overwrite)
     net = _built(inspection.network)
     shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
     tensors = {
@@ -119,6 +119,8 @@ def _check_output(target: Path, inspection: Inspection, overwrite: bool) -> None
     places = {file.parent for file in sources} | sources | {inspection.path.resolve()}
     if target.resolve() in places or target.absolute() in places:
         raise ConfigError("E_USAGE", f"{target} is where the source lies", "give another folder or file")
+    if (target / "transformer").is_dir():  # what is read of such a folder lies in there: it would hide the result
+        raise ConfigError("E_USAGE", f"{target} is a pipeline folder", "give its transformer/ or another folder")
     there = any(target.iterdir()) if target.is_dir() else target.exists()
     if there and not overwrite:
         raise HostError("E_CONSENT", f"{target} exists already", "add --yes to replace it, or give another place")

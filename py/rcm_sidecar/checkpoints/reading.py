@@ -27,6 +27,8 @@ _OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer", "conditioner")
 
 _FOREIGN = re.compile(r"(?:Unsupported|Trying to load unsupported|Blocked) (?:global|GLOBAL)\S*:? (?:GLOBAL )?([\w.]+)")
 _PICKLE_BEGIN = b"\x80"
+# The number that torch.save wrote first, as a pickle of its own, before version 1.6.
+_OLD_TORCH_BEGIN = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def open_weights(path: Path) -> dict[str, LazyTensor]:
@@ -180,19 +182,23 @@ def _why_not_unpickled(file: Path, error: Exception) -> WeightsError:
     if found := _FOREIGN.search(str(error)):
         message = f"{file} asks for code to be run ({found[1]}), which is refused"
         return WeightsError("E_WEIGHTS_UNREADABLE", message, "use a file of tensors only, best a .safetensors file")
-    if _begins_like_a_pickle(file):
+    begin = _begin(file)
+    if begin == _OLD_TORCH_BEGIN:
         message = f"{file} is in PyTorch's format from before version 1.6, which cannot be mapped"
         return WeightsError("E_WEIGHTS_UNREADABLE", message, "load it where you trust it and save it again")
+    if begin.startswith(_PICKLE_BEGIN):
+        message = f"{file} is a bare pickle, not a file of torch.save, and may ask for code to be run; it was not read"
+        return WeightsError("E_WEIGHTS_UNREADABLE", message, "use a file of tensors only, best a .safetensors file")
     return _unreadable(file, error)
 
 
-def _begins_like_a_pickle(file: Path) -> bool:
+def _begin(file: Path) -> bytes:
     with file.open("rb") as content:
-        return content.read(1) == _PICKLE_BEGIN
+        return content.read(len(_OLD_TORCH_BEGIN))
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
-    reason = str(error).split("\n", 1)[0][:160]
+    reason = re.split(r"\n|\. ", str(error), maxsplit=1)[0][:160]  # torch goes on about its internals
     return WeightsError(
         "E_WEIGHTS_UNREADABLE",
         f"{file} cannot be read ({type(error).__name__}: {reason})",

@@ -108,8 +108,7 @@ def write_network(
         HostError: E_DISK_FULL.
     """
     check_target(target, layout)
-    if layout == "comfyui" and target.suffix != ".safetensors":
-        target = target / f"{net.spec.name}.safetensors"
+    target = written_path(target, layout, net.spec.name)
     remove_leftovers(target)
     require_space(target, space_needed(tensors, target))
     try:
@@ -131,6 +130,12 @@ def space_needed(tensors: Mapping[str, LazyTensor], target: Path) -> int:
     """Bytes that writing takes on the disk of `target` while it goes on."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     return 2 * total if target.suffix in PICKLED else total
+
+
+def written_path(target: Path, layout: Layout, name: str) -> Path:
+    """What writing the network `name` at `target` makes: ComfyUI's layout is one file, also in a folder of others."""
+    in_folder = layout == "comfyui" and target.suffix != ".safetensors"
+    return target / f"{name}.safetensors" if in_folder else target
 
 
 def check_target(target: Path, layout: Layout) -> None:

@@ -110,10 +110,27 @@ def test_what_is_there_is_replaced_only_with_consent(source, tmp_path):
     refused(source, file, "E_CONSENT", "--yes", layout="comfyui")
 
 
+def test_a_folder_of_models_gets_one_file_more_without_consent(source, tmp_path):
+    """As ComfyUI's models/diffusion_models; only the same file again would replace something."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "other.safetensors").write_text("mine")
+    file = convert_weights(source, tmp_path / "models", "comfyui").path
+    assert sorted(os.listdir(tmp_path / "models")) == sorted(["other.safetensors", file.name])
+    refused(source, tmp_path / "models", "E_CONSENT", file.name, layout="comfyui")
+    refused(file, tmp_path / "models", "E_USAGE", "source", layout="comfyui", overwrite=True)
+
+
 def test_the_output_may_not_be_the_source(source, tmp_path):
     (tmp_path / "link").symlink_to(source)
     for out in (source, tmp_path / "link", source / "diffusion_pytorch_model.safetensors"):
         refused(source, out, "E_USAGE", "source", layout="official", overwrite=True)
+
+
+def test_a_pipeline_folder_is_no_output(source, tmp_path):
+    """Its transformer/ is what would be read back: --verify would compare that, and find it equal to itself."""
+    pipeline = tmp_path / "pipeline"
+    convert_weights(source, pipeline / "transformer", "diffusers")
+    refused(pipeline / "transformer", pipeline, "E_USAGE", "pipeline", layout="official", overwrite=True)
 
 
 def test_bad_requests(source, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import re
 import subprocess
 
@@ -288,6 +289,14 @@ def test_a_pickle_with_code_is_not_run(other, legacy, tmp_path):
     assert marker.exists(), "the payload works, so the test has teeth"
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     refused(other, tmp_path / "list.pth", "E_WEIGHTS_LAYOUT", "table")
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_bare_pickle_is_not_taken_for_a_file_of_old_torch(other, protocol, tmp_path):
+    marker, file = tmp_path / "ran", tmp_path / "evil.pt"
+    file.write_bytes(pickle.dumps({"head.head.bias": Payload(marker)}, protocol))
+    refused(other, file, "E_WEIGHTS_UNREADABLE", "bare pickle")
+    assert not marker.exists()
 
 
 def test_a_file_of_old_torch_says_how_to_renew_it(net, other, tmp_path):
