@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
-
-from rcm_sidecar.errors import HostError
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Environment:
 
     Attributes:
         torch: Version, for example "2.11.0+cpu".
-        threads: CPU threads inside an operation.
+        threads: CPU threads of one process inside an operation.
         cpu_capability: Instruction set torch picked, for example "AVX2".
         world: Number of processes.
     """
@@ -26,29 +25,31 @@ class Environment:
     world: int = 1
 
 
-def set_up(device: str, threads: int, deterministic: bool) -> Environment:
+def set_up(threads: int, deterministic: bool, world: int = 1) -> Environment:
     """Apply threads and flags to this process and describe the result.
 
-    Raises:
-        HostError: E_GPU when a GPU is asked for: this version trains on the CPU.
+    Args:
+        threads: Of this process.
+        deterministic: `compute.deterministic`.
+        world: Number of processes.
     """
-    if device == "cuda":
-        hint = "Set compute.device: cpu."
-        raise HostError("E_GPU", "compute.device is cuda, and this version trains on the CPU only.", hint)
     torch.set_num_threads(threads)
+    # Read when cuBLAS makes its first handle; without it deterministic products are an error.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     # It would fill every new tensor with NaN, a debugging aid that takes 5 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     # The default, set because an embedding program may have changed it: flushed denormals change results.
     torch.set_flush_denormal(False)
-    return current(threads)
+    return current(threads, world)
 
 
-def current(threads: int | None = None) -> Environment:
+def current(threads: int | None = None, world: int = 1) -> Environment:
     """Facts of this process."""
     return Environment(
         torch=torch.__version__,
         threads=threads or torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        world=world,
     )

@@ -14,12 +14,14 @@ from rcm_sidecar.checkpoints.training_state import (
     TrainingState,
     load_checkpoint,
     prune,
+    step_folder,
     write_checkpoint,
 )
 from rcm_sidecar.config import RunConfig
+from rcm_sidecar.distributed.tensors import whole
 from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.files import write_tensors
-from rcm_sidecar.link import JobCancelled, JobLink
+from rcm_sidecar.link import Cancel, JobCancelled, JobLink
 from rcm_sidecar.protocol import CheckpointBody, EndBody, Export, Progress, TrainingStart
 from rcm_sidecar.training.determinism import Environment
 from rcm_sidecar.training.health import NonFinite, NonFiniteWindow
@@ -36,6 +38,8 @@ _RECENT = 0.05
 @dataclass
 class TrainingLoop:
     """One training job from its first step (or a checkpoint) to its end.
+
+    Every process runs it, in step: the leading one reports, takes requests and says what to do about them.
 
     Attributes:
         start: The job.
@@ -67,6 +71,7 @@ class TrainingLoop:
         settings = self.config.health.non_finite
         self._log = MetricLog(self.config.logging.every_steps)
         self._window = NonFiniteWindow(settings.policy, settings.max_share, settings.window_steps)
+        self.trained.trainer.wants = self.link.requests.waiting
 
     @property
     def step(self) -> int:
@@ -107,24 +112,27 @@ class TrainingLoop:
             return self._saved
         self.link.activity("checkpointing", self.step)
         started = time.perf_counter()
-        state = capture(self.trained, self._state_values())
+        state = _whole(capture(self.trained, self._state_values()))
+        self._saved = (self.step, _relative(self._root / step_folder(self.step)))
+        self.trained.team.alone(lambda: self._write(state, reason, started))
+        self.link.activity("training", self.step)
+        return self._saved
+
+    def _write(self, state: TrainingState, reason: str, started: float) -> None:
         written = write_checkpoint(self._root, state, self.environment, self.config_hash)
         if self.start.smoke:
             _compare(state, load_checkpoint(written.folder)[0])
-        self._saved = (self.step, _relative(written.folder))
         settings = self.config.checkpoints
         prune(self._root, self.step, settings.keep_last, settings.keep_every_steps)
         self.link.checkpoint(
             CheckpointBody(
                 step=self.step,
-                path=self._saved[1],
+                path=_relative(written.folder),
                 bytes=float(written.bytes),
                 seconds=time.perf_counter() - started,
                 reason=reason,
             )
         )
-        self.link.activity("training", self.step)
-        return self._saved
 
     @property
     def _root(self) -> Path:
@@ -143,7 +151,8 @@ class TrainingLoop:
             self.checkpoint("schedule")
         if self.step < self.trained.steps:
             self._evaluate_if_due()
-        self._handle_requests()
+        if result.wanted or self.trained.team.single:
+            self._handle_requests()
 
     def _report(self, result: StepResult) -> None:
         values = {**result.values, "time/step_ms": 1000 * result.seconds}
@@ -181,10 +190,12 @@ class TrainingLoop:
         self._window.add(found)
 
     def _keep_bad_batch(self, result: StepResult) -> None:
-        """The first bad batch of an attempt is kept for a person to look at."""
+        """The first bad batch of an attempt is kept for a person to look at, by the process that has it."""
         if self._bad_batch:
             return
         self._bad_batch = True
+        if result.non_finite is None or result.non_finite.rank != self.trained.team.rank:
+            return
         name = f"step-{result.step:08d}-batch.safetensors"
         write_tensors(Path(self.start.run_dir) / "diagnostics" / name, result.inputs)
 
@@ -199,7 +210,11 @@ class TrainingLoop:
         step = self.step
         if step == 0 or step >= self.trained.steps or not _is_due(step, self.config.evaluation.every_steps):
             return
-        if not self.products.is_evaluated(step):
+        self._evaluate_unless_done()
+
+    def _evaluate_unless_done(self) -> None:
+        """Whether it is done says the leading process: the others may see the folder a moment later."""
+        if not self.trained.team.tell(self.products.is_evaluated(self.step)):
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -214,19 +229,40 @@ class TrainingLoop:
             self.checkpoint("end")
         self.link.activity("checkpointing", self.step)
         self._exports = self.products.export(self.step)
-        self.link.requests.raise_if_cancelled_now()
-        if not self.products.is_evaluated(self.step):
-            self._evaluate()
+        self.trained.team.alone(self.link.requests.raise_if_cancelled_now)
+        self._evaluate_unless_done()
 
     def _handle_requests(self) -> None:
-        requests = self.link.requests
+        """Serve what is asked; the leading process tells the others each thing that all do together.
+
+        Raises:
+            JobCancelled: on all processes.
+        """
+        requests, team = self.link.requests, self.trained.team
+        if not team.leads:
+            self._follow()
+            return
         self._serve_tickets()
         requests.wait_while_paused(self.step, self._serve_tickets)
-        requests.raise_if_cancelled_now()
+        cancel = requests.cancelled()
+        team.tell("go on" if cancel is None else "stop and save" if cancel.checkpoint else "stop")
+        if cancel is not None:
+            raise JobCancelled(cancel)
+
+    def _follow(self) -> None:
+        while (order := self.trained.team.tell(None)) != "go on":
+            match order:
+                case "checkpoint":
+                    self.checkpoint("request")
+                case "sample":
+                    self.products.sample(None, self.step)
+                case _:
+                    raise JobCancelled(Cancel(checkpoint=order == "stop and save"))
 
     def _serve_tickets(self) -> None:
-        requests = self.link.requests
+        requests, team = self.link.requests, self.trained.team
         while (ticket := requests.take_checkpoint()) is not None:
+            team.tell("checkpoint")
             try:
                 step, path = self.checkpoint(ticket.reason or "request")
             except Exception as error:
@@ -234,6 +270,7 @@ class TrainingLoop:
                 raise
             ticket.done({"step": step, "path": path})
         while (sample := requests.take_sample()) is not None:
+            team.tell("sample")
             self.link.activity("sampling", self.step)
             self.products.sample(sample, self.step)
             self.link.activity("training", self.step)
@@ -280,6 +317,12 @@ def _is_due(step: int, every: int | None) -> bool:
 
 def _relative(folder: Path) -> str:
     return f"checkpoints/{folder.name}"
+
+
+def _whole(state: TrainingState) -> TrainingState:
+    """The state with all of every tensor; the processes gather them together."""
+    tensors = {stem: {name: whole(tensor) for name, tensor in named.items()} for stem, named in state.tensors.items()}
+    return TrainingState(state.step, tensors, state.values)
 
 
 def _compare(written: TrainingState, read: TrainingState) -> None:

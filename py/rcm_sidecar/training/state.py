@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.training_state import TrainingState
+from rcm_sidecar.distributed.tensors import copy_whole
 from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.training.setup import Trained
 
@@ -80,4 +81,4 @@ def _copy(role: str, targets: Mapping[str, Tensor], values: Mapping[str, Tensor]
             "Resume with the network the run began with.",
         )
     for name, target in targets.items():
-        target.copy_(values[name])
+        copy_whole(target, values[name])

@@ -98,10 +98,9 @@ def test_what_is_shown_shares_the_base_and_leaves_the_critic_trainable(changes: 
         own = ".lora.student." in name
         assert (shown.network.get_parameter(name) is parameter) != own, name
         assert parameter.requires_grad == is_adapter(name), name
-    shown.load({name: torch.ones_like(value) for name, value in shown.parameters.items()})
+    for value in shown.parameters.values():
+        value.fill_(1.0)
     assert all(not torch.equal(value, torch.ones_like(value)) for value in learner.parameters.values())
-    with pytest.raises(ValueError, match="another network"):
-        shown.load({})
 
 
 def test_checkpoints_and_exports(changes: dict[str, Any], tmp_path: Path) -> None:
