@@ -10,8 +10,8 @@ import msgspec
 from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
+from rcm_sidecar.distributed.job_team import JobTeam
 from rcm_sidecar.distributed.launch import RankLine, following, leading
-from rcm_sidecar.distributed.team import Team
 from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.fetch_job import run_fetch
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink, SilentLink
@@ -62,7 +62,7 @@ def follow_training(line: RankLine) -> None:
         _train(line.start, config, SilentLink(), team)
 
 
-def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: Team) -> EndBody:
+def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam) -> EndBody:
     """What every process of a job does."""
     resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
     own_threads = max(1, config.compute.threads // config.compute.gpus_per_node)
@@ -87,7 +87,7 @@ def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: Team) -
 
 
 def _set_up(
-    start: TrainingStart, config: RunConfig, resumed: tuple[TrainingState, Manifest] | None, team: Team
+    start: TrainingStart, config: RunConfig, resumed: tuple[TrainingState, Manifest] | None, team: JobTeam
 ) -> Trained:
     if isinstance(start, DistillStart):
         # A resumed run was checked when it began, and its student is no copy of the teacher any more.

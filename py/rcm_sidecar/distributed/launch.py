@@ -28,8 +28,8 @@ from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-de
 
 from rcm_sidecar.config import Compute
 from rcm_sidecar.distributed.device import device_of
+from rcm_sidecar.distributed.job_team import JobTeam
 from rcm_sidecar.distributed.mesh import ParallelSizes, build_mesh, parallel_sizes
-from rcm_sidecar.distributed.team import Team
 from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.link import JobCancelled, JobLink
 from rcm_sidecar.protocol import Count, DistillStart, ErrorBody, PretrainStart, TrainingStart
@@ -156,7 +156,7 @@ class Ranks:
 
 
 @contextmanager
-def leading(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[Team]:
+def leading(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[JobTeam]:
     """The team of a job as rank 0: starts the other ranks, and ends them whatever happens.
 
     Raises:
@@ -188,7 +188,7 @@ def leading(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[T
 
 
 @contextmanager
-def following(line: RankLine, compute: Compute) -> Iterator[Team]:
+def following(line: RankLine, compute: Compute) -> Iterator[JobTeam]:
     """The team of a job as another rank."""
     sizes = sizes_of(compute)
     device = device_of(compute.device, int(os.environ["LOCAL_RANK"]))
@@ -217,9 +217,9 @@ def needs_mesh(sizes: ParallelSizes, compute: Compute, device: torch.device) -> 
 
 
 @contextmanager
-def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, device: torch.device) -> Iterator[Team]:
+def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, device: torch.device) -> Iterator[JobTeam]:
     if not needs_mesh(sizes, compute, device):
-        yield Team(rank, sizes, device)
+        yield JobTeam(rank, sizes, device)
         return
     if compute.nodes == 1:
         # Neither library listens beyond this machine.
@@ -236,7 +236,7 @@ def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, dev
     )
     failed = True
     try:
-        yield Team(rank, sizes, device, build_mesh(device.type, sizes))
+        yield JobTeam(rank, sizes, device, build_mesh(device.type, sizes))
         if sizes.world > 1:
             dist.barrier()
         failed = False

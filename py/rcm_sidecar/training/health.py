@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rcm_sidecar.distributed.team import ALONE, Team
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import TrainingError
 
@@ -53,7 +53,7 @@ class NonFinite:
         return asdict(self)
 
     @staticmethod
-    def find(step: int, work: Work, role: Role, micro_batch: int, team: Team = ALONE) -> NonFinite:
+    def find(step: int, work: Work, role: Role, micro_batch: int, team: JobTeam = ALONE) -> NonFinite:
         """Look for the cause by running the step's losses once more with watched modules.
 
         The step's random numbers are fixed, so this sees the same values. The gradients of `role` must still be there.

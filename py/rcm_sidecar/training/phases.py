@@ -17,7 +17,7 @@ from rcm_sidecar.config import LogNormalSigma, RunConfig, TimeDistribution, Unif
 from rcm_sidecar.data import TrainingData
 from rcm_sidecar.diffusion.guidance import Branches, Network
 from rcm_sidecar.diffusion.time_distributions import draw
-from rcm_sidecar.distributed.team import ALONE, Team
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods import dcm, dmd, rcm, scm
 from rcm_sidecar.methods.loss import Loss
@@ -88,7 +88,7 @@ class DistillationPlan:
     data: TrainingData
     condition: Conditioning
     branches: Branches = "sequential"
-    team: Team = ALONE
+    team: JobTeam = ALONE
 
     def __call__(self, step: int, updates: Mapping[str, int]) -> Work:
         """The work of `step` (from 0)."""

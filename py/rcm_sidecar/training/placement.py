@@ -9,7 +9,7 @@ from torch import nn
 
 from rcm_sidecar.config import Compute
 from rcm_sidecar.distributed.fsdp import HALF_PRECISION, STORED_PRECISION, shard, shard_table
-from rcm_sidecar.distributed.team import Team
+from rcm_sidecar.distributed.job_team import JobTeam
 from rcm_sidecar.networks import Network
 
 
@@ -28,7 +28,7 @@ def store(network: Network, compute: Compute, device: torch.device) -> None:
     network.to(device)
 
 
-def distribute(networks: Iterable[Network], compute: Compute, team: Team, table: nn.Module | None = None) -> None:
+def distribute(networks: Iterable[Network], compute: Compute, team: JobTeam, table: nn.Module | None = None) -> None:
     """Share networks, and a label table that trains, among the processes, in place; nothing without a mesh.
 
     Raises:

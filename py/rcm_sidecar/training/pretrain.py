@@ -12,7 +12,7 @@ from rcm_sidecar.config import RunConfig
 from rcm_sidecar.data import LabelConditioner, TrainingData
 from rcm_sidecar.diffusion.coordinates import compute_dtype, noisy_state, trig_point
 from rcm_sidecar.diffusion.guidance import Network
-from rcm_sidecar.distributed.team import ALONE, Team
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.methods.loss import Loss, norm_per_sample, sum_per_sample
 from rcm_sidecar.training.phases import Draws
 from rcm_sidecar.training.randomness import generator
@@ -65,7 +65,7 @@ class PretrainingPlan:
     conditioner: LabelConditioner
     data: TrainingData
     time_scale: float
-    team: Team = ALONE
+    team: JobTeam = ALONE
 
     def __call__(self, step: int, updates: Mapping[str, int]) -> Work:
         """The work of `step` (from 0)."""

@@ -15,7 +15,7 @@ from rcm_sidecar.config import Ema as EmaSettings
 from rcm_sidecar.data import Batch, LabelConditioner, TrainingData, open_training_data
 from rcm_sidecar.data.label_conditioner import ROWS_PER_LABEL
 from rcm_sidecar.diffusion.guidance import Network as Velocity
-from rcm_sidecar.distributed.team import ALONE, Team
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods.rcm import updates_after
@@ -65,7 +65,7 @@ class Trained:
     display: Shown | None
     teacher_key: str
     data: TrainingData
-    team: Team
+    team: JobTeam
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def conditioning(table: LabelConditioner, negative: str) -> Conditioning:
     raise ConfigError("E_CONFIG_NOT_YET", f"teacher.negative {negative!r} is not there yet.", "Use empty or zeros.")
 
 
-def set_up_distillation(config: RunConfig, check: bool, team: Team = ALONE) -> Trained:
+def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -> Trained:
     """Load the teacher, start student and critic from it (or from given weights), share them among the processes.
 
     Args:
@@ -155,7 +155,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: Team = ALONE) -> T
     )
 
 
-def set_up_pretraining(config: RunConfig, team: Team = ALONE) -> Trained:
+def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
     """A fresh teacher and its label table, initialised from the run's seed.
 
     Raises:
@@ -195,7 +195,7 @@ def set_up_pretraining(config: RunConfig, team: Team = ALONE) -> Trained:
 
 
 def _display(
-    config: RunConfig, learner: Learner, teacher: Network | None, table: LabelConditioner, team: Team
+    config: RunConfig, learner: Learner, teacher: Network | None, table: LabelConditioner, team: JobTeam
 ) -> Shown | None:
     """Copies for the leading process; a teacher that is not shared among processes is its own copy."""
     if not team.leads:
@@ -212,7 +212,7 @@ def _check_teacher(
     velocities: Mapping[str, Velocity],
     data: TrainingData,
     condition: Conditioning,
-    team: Team,
+    team: JobTeam,
 ) -> None:
     """All processes look at the same samples, as a sharded network needs."""
     drawn = data.batch(0, min(16, data.size), config.seed)
@@ -222,7 +222,7 @@ def _check_teacher(
     check_roles_equal(teacher, copies, batch, condition, teacher.spec.time_scale)
 
 
-def micro_batch(config: RunConfig, samples: int, team: Team = ALONE) -> int:
+def micro_batch(config: RunConfig, samples: int, team: JobTeam = ALONE) -> int:
     """Samples of one forward of this process; `auto` is its whole share of the batch.
 
     Raises:

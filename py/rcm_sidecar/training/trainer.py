@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rcm_sidecar.distributed.fsdp import announce_backward
-from rcm_sidecar.distributed.team import ALONE, Team
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import TrainingError
 from rcm_sidecar.methods.loss import Loss
 from rcm_sidecar.training.ema import Ema
@@ -142,7 +142,7 @@ class Trainer:
         plan: Plan,
         *,
         micro_batch: int,
-        team: Team = ALONE,
+        team: JobTeam = ALONE,
     ) -> None:
         self.roles = roles
         self.step = 0

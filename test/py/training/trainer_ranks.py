@@ -7,8 +7,8 @@ import torch.distributed as dist
 from training.tiny_run import tiny_config
 
 from rcm_sidecar.data.training_data import TensorData
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.distributed.mesh import build_mesh, parallel_sizes
-from rcm_sidecar.distributed.team import ALONE, Team
 from rcm_sidecar.distributed.tensors import copy_whole, local, whole
 from rcm_sidecar.link import Cancel, JobCancelled
 from rcm_sidecar.training import setup
@@ -59,7 +59,7 @@ def run(changes, team):
 
 def team_of(shard, context):
     sizes = parallel_sizes(dist.get_world_size(), shard=shard, context=context)
-    return Team(dist.get_rank(), sizes, torch.device("cpu"), build_mesh("cpu", sizes))
+    return JobTeam(dist.get_rank(), sizes, torch.device("cpu"), build_mesh("cpu", sizes))
 
 
 def equals_one_process(teacher, method, lora, shard, context, kind="auto"):

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Team:
+class JobTeam:
     """All processes of a job.
 
     Attributes:
@@ -103,5 +103,5 @@ class Team:
         return torch.tensor(list(data.ljust(length, b"\0")), dtype=torch.uint8, device=self.device)
 
 
-ALONE = Team(0, ParallelSizes(1, 1, 1), torch.device("cpu"))
+ALONE = JobTeam(0, ParallelSizes(1, 1, 1), torch.device("cpu"))
 """One process on the CPU, without process groups."""
