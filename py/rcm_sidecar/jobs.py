@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load_checkpoint
+from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
 from rcm_sidecar.distributed.job_team import JobTeam
@@ -67,7 +67,7 @@ def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam
     resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
     own_threads = max(1, config.compute.threads // config.compute.gpus_per_node)
     threads = own_threads if resumed is None else resumed[1].environment.threads
-    environment = set_up(threads, config.compute.deterministic, team.sizes.world)
+    environment = set_up(threads, config.compute.deterministic, team.sizes)
     choose_kernels(config.compute.attention)
     if resumed is not None:
         check_drift(resumed[1], environment, start.allow_drift, link)
@@ -87,7 +87,7 @@ def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam
 
 
 def _set_up(
-    start: TrainingStart, config: RunConfig, resumed: tuple[TrainingState, Manifest] | None, team: JobTeam
+    start: TrainingStart, config: RunConfig, resumed: tuple[StoredState, Manifest] | None, team: JobTeam
 ) -> Trained:
     if isinstance(start, DistillStart):
         # A resumed run was checked when it began, and its student is no copy of the teacher any more.

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from rcm_sidecar.distributed.mesh import ParallelSizes
+
+ALONE = ParallelSizes(replicate=1, shard=1, context=1)
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -16,22 +20,22 @@ class Environment:
         torch: Version, for example "2.11.0+cpu".
         threads: CPU threads of one process inside an operation.
         cpu_capability: Instruction set torch picked, for example "AVX2".
-        world: Number of processes.
+        world: How the processes share the work.
     """
 
     torch: str
     threads: int
     cpu_capability: str
-    world: int = 1
+    world: ParallelSizes = ALONE
 
 
-def set_up(threads: int, deterministic: bool, world: int = 1) -> Environment:
+def set_up(threads: int, deterministic: bool, world: ParallelSizes = ALONE) -> Environment:
     """Apply threads and flags to this process and describe the result.
 
     Args:
         threads: Of this process.
         deterministic: `compute.deterministic`.
-        world: Number of processes.
+        world: How the processes share the work.
     """
     torch.set_num_threads(threads)
     # Read when cuBLAS makes its first handle; without it deterministic products are an error.
@@ -45,7 +49,7 @@ def set_up(threads: int, deterministic: bool, world: int = 1) -> Environment:
     return current(threads, world)
 
 
-def current(threads: int | None = None, world: int = 1) -> Environment:
+def current(threads: int | None = None, world: ParallelSizes = ALONE) -> Environment:
     """Facts of this process."""
     return Environment(
         torch=torch.__version__,

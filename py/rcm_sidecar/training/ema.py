@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcm_sidecar.distributed.tensors import copy_whole, local
+from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import CheckpointError
 
 DecayRule = Callable[[int], float]
@@ -70,7 +70,7 @@ class Ema:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Restore an average, of which every process has all, and its counter.
+        """Restore an average, sharded like this one, and its counter.
 
         Raises:
             CheckpointError: names or shapes differ; nothing is changed then.
@@ -80,5 +80,5 @@ class Ema:
         if wrong:
             raise CheckpointError("E_CHECKPOINT_CORRUPT", f"The average's weights do not fit: {', '.join(wrong[:3])}.")
         for name, value in self.weights.items():
-            copy_whole(value, weights[name])
+            value.copy_(weights[name])
         self.updates = updates

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rcm_sidecar.distributed.tensors import copy_whole, local
+from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import CheckpointError, TrainingError
 
 
@@ -96,7 +96,7 @@ class AdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a state in; every process has all of it.
+        """Copy a state in, sharded like this one.
 
         Raises:
             CheckpointError: names or shapes differ, for example after a change of betas[0]; nothing is changed then.
@@ -111,7 +111,7 @@ class AdamW:
                 "Resume with the network and the betas the run began with.",
             )
         for name, value in own.items():
-            copy_whole(value, state[name])
+            value.copy_(state[name])
         self.updates = int(state["updates"])
 
     def _gradients(self) -> list[Tensor]:
