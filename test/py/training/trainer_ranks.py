@@ -94,6 +94,24 @@ def equals_one_process(teacher, method, lora, shard, context, kind="auto"):
         assert local(trained.shown.emas[0].weights[name]).shape == local(value).shape
 
 
+def pretraining_equals_one_process():
+    """The label table is sharded, too, and its gradient passes through the network."""
+    changes = {"schedule.microBatchSize": 2, "pretrain.optimizer.epsilon": 1e-3}
+
+    def run_steps(team):
+        trained = setup.set_up_pretraining(tiny_config(changes), team)
+        losses = [trained.trainer.run_step().values["flow/loss"] for _ in range(STEPS)]
+        return losses, {name: whole(value.detach()) for name, value in trained.shown.parameters.items()}, trained
+
+    wanted_losses, wanted, _ = run_steps(ALONE)
+    losses, weights, trained = run_steps(team_of(2, 1))
+    table = trained.shown.parameters["conditioner.table"]
+    assert len(local(table)) < len(table)
+    assert max(abs(a - b) for a, b in zip(losses, wanted_losses, strict=True)) < 1e-5
+    for name, value in wanted.items():
+        assert distance(weights[name], value) < 1e-5, name
+
+
 def distance(one, other):
     return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-6))
 
