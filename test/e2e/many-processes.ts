@@ -46,11 +46,17 @@ function killAtStep(child: ChildProcess, victim: Victim, step: number, pids: num
     text += String(chunk);
     const lines = text.split('\n').filter(line => line.includes('"type":"metric"'));
     if (pids.length > 0 || !lines.some(line => Number(/"step":(\d+)/.exec(line)?.[1]) >= step)) return;
-    const node = child.pid ?? 0;
-    const sidecar = childrenOf(node)[0] ?? 0;
-    const below = childrenOf(sidecar);
-    pids.push(node, sidecar, ...below);
-    const rank = below.find(pid => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('--rank')) ?? 0;
+    const { node, sidecar, ranks, all } = processesOf(child.pid ?? 0);
+    pids.push(...all);
+    const rank = ranks[0] ?? 0;
     process.kill({ rank, sidecar, node }[victim], 'SIGKILL');
   });
+}
+
+/** The processes of a run by what they are; `all` holds the watcher of the process group, too. */
+export function processesOf(node: number): { node: number; sidecar: number; ranks: number[]; all: number[] } {
+  const sidecar = childrenOf(node)[0] ?? 0;
+  const below = childrenOf(sidecar);
+  const ranks = below.filter(pid => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('--rank'));
+  return { node, sidecar, ranks, all: [node, sidecar, ...below] };
 }
