@@ -87,6 +87,7 @@ class TrainingLoop:
         Raises:
             TrainingError: E_NON_FINITE.
             HostError: E_DISK_FULL.
+            JobCancelled: without a checkpoint, where there are other processes.
         """
         try:
             self.link.activity("training", self.step)
@@ -99,6 +100,8 @@ class TrainingLoop:
             if cancelled.cancel.checkpoint:
                 self.checkpoint("stop")
             self._writer.finish()
+            if not cancelled.cancel.checkpoint and not self.trained.team.single:
+                raise  # perhaps in the middle of a step, which the others have not left: they are ended
             return self._end("stopped")
         except BaseException:
             self._writer.abandon()

@@ -18,7 +18,7 @@ from rcm_sidecar.diffusion.guidance import Network as Velocity
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.evaluation.sampling import Conditioning
-from rcm_sidecar.methods.rcm import updates_after
+from rcm_sidecar.methods.rcm import MethodSchedule, updates_after
 from rcm_sidecar.networks import Network, build
 from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
 from rcm_sidecar.training.learner import Learner, start_learners, starts
@@ -124,13 +124,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
     velocities = {name: learner.velocity for name, learner in learners.items()}
     if check:
         _check_teacher(config, teacher, velocities, data, condition, team)
-    student_total, critic_total = updates_after(schedule, config.schedule.steps)
-    plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
-    roles = {
-        name: make_role(name, learner.parameters, *plans[name], modules=(learner.network,))
-        for name, learner in learners.items()
-    }
-    roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
+    roles = _roles(config, schedule, learners)
     called = Networks(velocities["student"], teacher, velocities.get("critic"), teacher.spec.time_scale)
     branches = "sequential" if config.teacher.branches == "auto" else config.teacher.branches
     samples = config.schedule.batch_size
@@ -192,6 +186,17 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
         data=data,
         team=team,
     )
+
+
+def _roles(config: RunConfig, schedule: MethodSchedule, learners: Mapping[str, Learner]) -> dict[str, Role]:
+    student_total, critic_total = updates_after(schedule, config.schedule.steps)
+    plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
+    roles = {
+        name: make_role(name, learner.parameters, *plans[name], modules=(learner.network,))
+        for name, learner in learners.items()
+    }
+    roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
+    return roles
 
 
 def _display(

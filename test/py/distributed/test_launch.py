@@ -58,13 +58,6 @@ def log_of(folder):
     return (folder / "logs" / "rank-1.log").read_text()
 
 
-def test_a_rank_that_ends_well_is_waited_for(ranks, tmp_path):
-    job, compute = ranks("assert team.rank == 1 and team.sizes.world == 2")
-    with launch.leading(job, compute, RecordingLink()) as team:
-        assert team.tell("begin") == "begin" and team.leads and not team.single
-    assert "rank 1 of 2" in log_of(tmp_path)
-
-
 def test_an_error_of_a_rank_arrives_with_its_host_and_frames(ranks, tmp_path):
     job, compute = ranks("raise ValueError('no space for tensors')")
     with pytest.raises(launch.RankLost, match=r"Rank 1 on .*: no space for tensors") as caught:
@@ -73,10 +66,12 @@ def test_an_error_of_a_rank_arrives_with_its_host_and_frames(ranks, tmp_path):
             team.tell("the other one is gone")
     body = error_body(caught.value)
     assert body.chain[0].type == "ValueError" and body.chain[0].frames[-1].function == "misbehave"
+    assert "rank 1 of 2" in log_of(tmp_path)
     assert body.details["rank"] == 1 and body.code == "E_TRAINING"
     assert "no space for tensors" in body.traceback and "no space for tensors" in log_of(tmp_path)
 
 
+@pytest.mark.long  # test/e2e/many-processes.test.ts kills one, too
 def test_a_rank_that_is_killed_is_a_lost_process(ranks):
     job, compute = ranks("os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(launch.RankLost, match=r"Rank 1 on .* ended by signal SIGKILL") as caught:

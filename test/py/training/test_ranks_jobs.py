@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from training.tiny_run import comparable, run, start
 
 from rcm_sidecar.checkpoints.training_state import load_checkpoint
-from rcm_sidecar.link import Cancel, Recorded, RecordingLink, SampleTicket, Ticket
+from rcm_sidecar.link import Cancel, JobCancelled, Recorded, RecordingLink, SampleTicket, Ticket
 from rcm_sidecar.protocol import PlanRow, RunSample
 
 ROWS = (
@@ -83,3 +85,16 @@ def test_a_cancel_during_an_evaluation_stops_all_with_a_checkpoint(tiny_teacher:
     assert (end.state, end.step, end.checkpoint) == ("stopped", 3, "checkpoints/step-00000003")
     assert [body.reason for body in link.of_type("checkpoint")] == ["stop"]
     assert not (tmp_path / "export").exists()
+
+
+def test_a_cancel_without_a_checkpoint_leaves_no_process(tiny_teacher: Path, tmp_path: Path) -> None:
+    def cancel(record: Recorded) -> None:
+        if record.type == "progress" and record.body.step == 2:
+            link.requests.cancel(Cancel(checkpoint=False))
+
+    link = RecordingLink(cancel)
+    begun = time.monotonic()
+    with pytest.raises(JobCancelled):
+        run(start(tmp_path, {**changes(tiny_teacher, 2), "checkpoints.everySteps": None}), link)
+    assert not (tmp_path / "checkpoints").exists()
+    assert not torch.distributed.is_initialized() and time.monotonic() - begun < 60
