@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load_checkpoint
+from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
 from rcm_sidecar.dual.attention import choose_kernels
@@ -69,7 +69,7 @@ def _run_training(start: TrainingStart, link: JobLink) -> EndBody:
     return loop.run()
 
 
-def _set_up(start: TrainingStart, config: RunConfig, resumed: tuple[TrainingState, Manifest] | None) -> Trained:
+def _set_up(start: TrainingStart, config: RunConfig, resumed: tuple[StoredState, Manifest] | None) -> Trained:
     if isinstance(start, DistillStart):
         # A resumed run was checked when it began, and its student is no copy of the teacher any more.
         return set_up_distillation(config, check=config.health.teacher_check and resumed is None)

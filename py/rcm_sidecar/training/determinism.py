@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rcm_sidecar.distributed.mesh import ParallelSizes
 from rcm_sidecar.errors import HostError
 
 
@@ -17,13 +18,13 @@ class Environment:
         torch: Version, for example "2.11.0+cpu".
         threads: CPU threads inside an operation.
         cpu_capability: Instruction set torch picked, for example "AVX2".
-        world: Number of processes.
+        world: How the processes share the work.
     """
 
     torch: str
     threads: int
     cpu_capability: str
-    world: int = 1
+    world: ParallelSizes = ParallelSizes(replicate=1, shard=1, context=1)
 
 
 def set_up(device: str, threads: int, deterministic: bool) -> Environment:

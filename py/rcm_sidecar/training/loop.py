@@ -7,15 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rcm_sidecar.checkpoints.training_state import (
-    Manifest,
-    TrainingState,
-    load_checkpoint,
-    prune,
-    write_checkpoint,
-)
+from rcm_sidecar.checkpoints.background import CheckpointWriter
+from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, WrittenCheckpoint, step_folder
 from rcm_sidecar.config import RunConfig
 from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.files import write_tensors
@@ -56,6 +49,7 @@ class TrainingLoop:
     link: JobLink
     _log: MetricLog = field(init=False)
     _window: NonFiniteWindow = field(init=False)
+    _writer: CheckpointWriter = field(init=False)
     _saved: tuple[int, str] | None = field(init=False, default=None)
     _exports: tuple[Export, ...] = field(init=False, default=())
     _latest: dict[str, float] = field(init=False, default_factory=dict)
@@ -67,19 +61,22 @@ class TrainingLoop:
         settings = self.config.health.non_finite
         self._log = MetricLog(self.config.logging.every_steps)
         self._window = NonFiniteWindow(settings.policy, settings.max_share, settings.window_steps)
+        self._writer = CheckpointWriter(
+            self._root, self.config.checkpoints, self.environment, self.config_hash, verify=self.start.smoke
+        )
 
     @property
     def step(self) -> int:
         """Steps done."""
         return self.trained.trainer.step
 
-    def resume(self, state: TrainingState, folder: Path) -> None:
+    def resume(self, state: StoredState, folder: Path) -> None:
         """Go on from a loaded checkpoint in `folder`."""
         restore(self.trained, state)
         self._log.last = {name: int(step) for name, step in state.values["lastPhaseSteps"].items()}
         self._window.steps = [int(step) for step in state.values["nonFiniteSteps"]]
         if folder.parent == self._root:
-            self._saved = (state.step, _relative(folder))
+            self._saved = (state.step, f"checkpoints/{folder.name}")
 
     def run(self) -> EndBody:
         """Train to the last step, export, evaluate.
@@ -98,31 +95,34 @@ class TrainingLoop:
         except JobCancelled as cancelled:
             if cancelled.cancel.checkpoint:
                 self.checkpoint("stop")
+            self._writer.finish()
             return self._end("stopped")
+        except BaseException:
+            self._writer.abandon()
+            raise
         return self._end("succeeded")
 
     def checkpoint(self, reason: str) -> tuple[int, str]:
-        """Write a checkpoint of this step unless there is one; returns its step and path below the run directory."""
+        """A checkpoint of this step, complete on disk; returns its step and path below the run directory."""
+        saved = self._begin_checkpoint(reason)
+        self._writer.finish()
+        return saved
+
+    def _begin_checkpoint(self, reason: str) -> tuple[int, str]:
+        """Have a checkpoint of this step written unless there is one; with `checkpoints.async` training goes on."""
         if self._saved is not None and self._saved[0] == self.step:
             return self._saved
         self.link.activity("checkpointing", self.step)
-        started = time.perf_counter()
-        state = capture(self.trained, self._state_values())
-        written = write_checkpoint(self._root, state, self.environment, self.config_hash)
-        if self.start.smoke:
-            _compare(state, load_checkpoint(written.folder)[0])
-        self._saved = (self.step, _relative(written.folder))
-        settings = self.config.checkpoints
-        prune(self._root, self.step, settings.keep_last, settings.keep_every_steps)
-        self.link.checkpoint(
-            CheckpointBody(
-                step=self.step,
-                path=self._saved[1],
-                bytes=float(written.bytes),
-                seconds=time.perf_counter() - started,
-                reason=reason,
+        started, step, path = time.perf_counter(), self.step, f"checkpoints/{step_folder(self.step)}"
+
+        def announce(written: WrittenCheckpoint) -> None:
+            seconds = time.perf_counter() - started
+            self.link.checkpoint(
+                CheckpointBody(step=step, path=path, bytes=float(written.bytes), seconds=seconds, reason=reason)
             )
-        )
+
+        self._writer.write(capture(self.trained, self._state_values()), announce)
+        self._saved = (step, path)
         self.link.activity("training", self.step)
         return self._saved
 
@@ -131,6 +131,7 @@ class TrainingLoop:
         return Path(self.start.run_dir) / "checkpoints"
 
     def _one_step(self) -> None:
+        self._writer.raise_if_failed()
         trainer = self.trained.trainer
         result = trainer.run_step()
         self._report(result)
@@ -140,7 +141,7 @@ class TrainingLoop:
             self._window_add(result.non_finite)
         self._previews_if_due()
         if _is_due(self.step, self.config.checkpoints.every_steps):
-            self.checkpoint("schedule")
+            self._begin_checkpoint("schedule")
         if self.step < self.trained.steps:
             self._evaluate_if_due()
         self._handle_requests()
@@ -212,6 +213,7 @@ class TrainingLoop:
     def _finish(self) -> None:
         if self.config.checkpoints.on_stop:
             self.checkpoint("end")
+        self._writer.finish()
         self.link.activity("checkpointing", self.step)
         self._exports = self.products.export(self.step)
         self.link.requests.raise_if_cancelled_now()
@@ -272,23 +274,18 @@ def check_drift(manifest: Manifest, here: Environment, allow: bool, link: JobLin
             f"The checkpoint was written with {there.cpu_capability} instructions, this machine uses "
             f"{here.cpu_capability}: the last bits of results may differ.",
         )
+    if there.world != here.world:
+        link.log(
+            "warn",
+            f"The checkpoint was written on {_words(there)}, this run is on {_words(here)}: the weights are the same, "
+            "the last bits of results may differ.",
+        )
 
 
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step > 0 and step % every == 0
 
 
-def _relative(folder: Path) -> str:
-    return f"checkpoints/{folder.name}"
-
-
-def _compare(written: TrainingState, read: TrainingState) -> None:
-    """A smoke run reads its checkpoint back.
-
-    Raises:
-        CheckpointError: E_CHECKPOINT_CORRUPT.
-    """
-    for stem, tensors in written.tensors.items():
-        for name, tensor in tensors.items():
-            if not torch.equal(tensor.detach(), read.tensors[stem][name]):
-                raise CheckpointError("E_CHECKPOINT_CORRUPT", f"{name} in {stem} was not read back as it was written.")
+def _words(environment: Environment) -> str:
+    world = environment.world
+    return f"replicate {world.replicate} x shard {world.shard} x context {world.context} processes"
