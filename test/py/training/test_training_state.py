@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,3 +245,15 @@ def test_any_tensors_come_back_bit_for_bit(tensors: dict[str, torch.Tensor]) -> 
         assert (back[name].shape, back[name].dtype) == (tensor.shape, tensor.dtype), name
         ours, theirs = (t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, back[name]))
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.long
+def test_kills_at_random_moments_lose_nothing_older(tmp_path: Path) -> None:
+    """kill -9 while writing, 60 times: what has a manifest is whole, and the newest one never goes back."""
+    command = [sys.executable, "-m", "training.killed_writer", str(tmp_path / "checkpoints"), "60"]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, check=True, timeout=280
+    )
+    found = json.loads(done.stdout)
+    assert found["unfinished"] > 5 and found["step"] > 5, found
