@@ -234,7 +234,7 @@ def named_tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(named_tensors())
 def test_any_tensors_come_back_bit_for_bit(tensors: dict[str, torch.Tensor]) -> None:
     with tempfile.TemporaryDirectory() as root:
