@@ -46,6 +46,7 @@ export type { CancelOptions, RunDescription, RunHandle, RunResult, SampleRequest
 export type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './runs/options.ts';
 export type { EndState, RunErrorRecord, RunProgress, RunRecord, RunState } from './runs/record.ts';
 export type { ComparedWeights, WeightsProblem } from './weights/compare.ts';
+export type { FetchOptions, FetchPlan, FetchResult } from './weights/fetch.ts';
 export type {
   ConvertOptions,
   WeightsConversion,

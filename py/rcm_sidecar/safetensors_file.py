@@ -110,11 +110,6 @@ def write_safetensors(
         out.truncate(out.tell())  # the last bytes may be a hole
 
 
-def file_bytes(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> int:
-    """Size of the file that `write_safetensors` writes."""
-    return len(_header(tensors, list(tensors), metadata)) + sum(tensor.nbytes for tensor in tensors.values())
-
-
 def _header(tensors: Mapping[str, LazyTensor], order: list[str], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0

@@ -24,6 +24,7 @@ export async function withBridge<T>(options: Options, output: Output, use: (brid
     env,
     cwd: process.cwd(),
     offline: options.offline === true || isOn(env.RCM_BRIDGE_OFFLINE),
+    allowDownload: options.download === true || askOnTerminal,
     allowInstall: options.yes === true || isOn(env.RCM_BRIDGE_YES) || askOnTerminal,
     onNotice: notice => output.say(notice),
   });

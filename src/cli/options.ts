@@ -64,6 +64,10 @@ export function text(options: Options, name: string): string | undefined {
   return value === undefined ? undefined : String(value);
 }
 
+/** All values of an option that may be given several times. */
+export const texts = (options: Options, name: string): readonly string[] =>
+  ((options[name] as readonly unknown[] | undefined) ?? []).map(String);
+
 /** The option as a whole number of at least `least`; anything else is a usage error. */
 export function wholeNumber(options: Options, name: string, least: number): number | undefined {
   const value = last(options[name]);

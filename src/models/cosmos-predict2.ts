@@ -28,7 +28,7 @@ const family: Family<CosmosSizes> = {
   vaeFile: 'tokenizer/tokenizer.pth',
   textEncoder: { name: 't5-11b', width: 1024 },
   maxLatent: () => [128, 240, 240],
-  problems: sizes => [...headProblems(sizes), ...patchProblems(sizes)],
+  problems: sizes => [...headProblems(sizes), ...patchProblems(sizes), ...ratioProblems(sizes)],
   parameters,
   narrowest: ({ dim, textDim, mlpRatio }, target) =>
     Math.min(dim, target === 'attention' ? textDim : roundHalfEven(dim * mlpRatio)),
@@ -42,6 +42,13 @@ function patchProblems({ patchSize: [frames, rows, columns] }: CosmosSizes): rea
       text: `covers ${frames} frames, but a patch of this network covers one`,
       hint: `Use [1, ${rows}, ${columns}].`,
     },
+  ];
+}
+
+function ratioProblems({ dim, mlpRatio }: CosmosSizes): readonly SizeProblem[] {
+  if (roundHalfEven(dim * mlpRatio) > 0) return [];
+  return [
+    { key: 'mlpRatio', text: `is ${mlpRatio}, which leaves no feed-forward layer`, hint: 'The published one is 4.' },
   ];
 }
 

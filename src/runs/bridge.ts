@@ -7,6 +7,7 @@ import type { RcmConfigInput } from '../config/types.ts';
 import { AbortedError, throwIfAborted } from '../errors/index.ts';
 import { silentLogger } from '../logging/logger.ts';
 import type { WeightsInspection } from '../protocol/messages.ts';
+import type { FetchOptions, FetchResult } from '../weights/fetch.ts';
 import type { ConvertOptions, WeightsConversion, WeightsOptions, WeightsVerification } from '../weights/jobs.ts';
 import type { WeightsList } from '../weights/list.ts';
 import type { CheckOptions, ConfigCheck } from './check-config.ts';
@@ -49,10 +50,15 @@ export interface Bridge extends AsyncDisposable {
     /** Newest first. */
     list(): Promise<readonly RunRecord[]>;
   };
-  /** Weight files of known networks: a locator is a path or `builtin:NAME`. */
+  /** Weight files of known networks: a locator is a path, `builtin:NAME` or `hf:OWNER/NAME@REVISION`. */
   readonly weights: {
     /** The networks of this version, where their weights are published, and copies on this machine. */
     list(): Promise<WeightsList>;
+    /**
+     * Fetches `hf:OWNER/NAME` into the hub's cache on this machine, with the consent of `allowDownload`.
+     * @throws E_CONSENT, E_OFFLINE, E_HUB_*, E_DISK_FULL, E_PYTHON_*
+     */
+    fetch(locator: string, options?: FetchOptions): Promise<FetchResult>;
     /** What they are, from their headers, and whether they fit a network. Takes a moment at any size. */
     inspect(weights: string, options?: WeightsOptions): Promise<WeightsInspection>;
     /** Reads all of them. @throws E_WEIGHTS_* with what is wrong */
@@ -160,7 +166,12 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
     weights: {
       list: async () => {
         const { listWeights } = await import('../weights/list.ts');
-        return listWeights();
+        return listWeights(env);
+      },
+      fetch: async (locator, fetchOptions = {}) => {
+        refuseClosed(closed);
+        const { fetchWeights } = await import('../weights/fetch.ts');
+        return fetchWeights(context, locator, fetchOptions);
       },
       inspect: async (weights, weightsOptions = {}) => {
         refuseClosed(closed);
@@ -188,14 +199,13 @@ function refuseClosed(closed: boolean): void {
 }
 
 /** Looks for Python once; a failure is not remembered. */
-function pythonFinder(
-  options: BridgeOptions,
-  cwd: string,
-  env: NodeJS.ProcessEnv,
-): (signal: AbortSignal | undefined) => Promise<Interpreter> {
-  let found: Promise<Interpreter> | undefined;
-  return signal => {
-    found ??= import('../python/provision.ts')
+function pythonFinder(options: BridgeOptions, cwd: string, env: NodeJS.ProcessEnv): BridgeContext['findPython'] {
+  const known = new Map<string, Promise<Interpreter>>();
+  return (signal, needs = []) => {
+    const key = needs.join(' ');
+    const found = known.get(key);
+    if (found) return found;
+    const search = import('../python/provision.ts')
       .then(({ ensurePython }) =>
         ensurePython({
           explicit: options.python,
@@ -204,21 +214,23 @@ function pythonFinder(
           consent: options.allowInstall ?? false,
           offline: options.offline,
           onProgress: options.onNotice,
+          needs,
           signal,
         }),
       )
       .catch(error => {
-        found = undefined;
+        known.delete(key);
         throw error;
       });
-    return found;
+    known.set(key, search);
+    return search;
   };
 }
 
 /** The Python there is; unlike `pythonFinder` it never makes an environment. */
 const pythonThatIsThere =
   ({ python }: BridgeOptions, cwd: string, env: NodeJS.ProcessEnv): BridgeContext['findPython'] =>
-  async signal => {
+  async (signal, needs) => {
     const { resolvePython } = await import('../python/find.ts');
-    return resolvePython({ explicit: python, env, cwd, signal });
+    return resolvePython({ explicit: python, env, cwd, needs, signal });
   };

@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import type { Logger } from '../logging/logger.ts';
 import { managedHome } from '../python/home.ts';
+import type { MediaPackage } from '../python/requirements.ts';
 import type { Launcher } from './launchers/launcher.ts';
 import type { BridgeOptions } from './options.ts';
 import type { OwnedRun } from './owned-run.ts';
@@ -20,8 +21,8 @@ export interface BridgeContext {
   readonly logger: Logger;
   readonly options: BridgeOptions;
   readonly launch: Launcher;
-  /** Finds Python, or makes an environment where that is allowed. */
-  readonly findPython: (signal: AbortSignal | undefined) => Promise<Interpreter>;
+  /** Finds Python, or makes an environment where that is allowed; with `needs`, one that has those media packages. */
+  readonly findPython: (signal: AbortSignal | undefined, needs?: readonly MediaPackage[]) => Promise<Interpreter>;
   /** Runs this bridge owns and that are not over. */
   readonly owned: Set<OwnedRun>;
   readonly notice: (text: string) => void;

@@ -10,13 +10,14 @@ import { locateWeights, namedWeights } from './weights.ts';
 export async function checkHost(
   job: Job,
   config: RcmConfig,
+  env: NodeJS.ProcessEnv = process.env,
   gpus: () => Promise<readonly string[]> = listGpus,
 ): Promise<void> {
   checkPretrainingBatch(job, config);
   if (config.compute.device === 'cuda') checkGpus(config.compute.gpusPerNode, (await gpus()).length);
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
-    locateWeights(locator, adapter ? undefined : config.model.name);
+    locateWeights(locator, adapter ? undefined : config.model.name, env);
   }
 }
 

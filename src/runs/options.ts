@@ -17,8 +17,8 @@ export interface BridgeOptions {
   readonly env?: NodeJS.ProcessEnv;
   /** May a Python environment be made when none will do? A function is asked with size and place. Default: no. */
   readonly allowInstall?: boolean | ((question: string) => Promise<boolean>);
-  /** May model files be fetched? Nothing does so yet. Default: no. */
-  readonly allowDownload?: boolean;
+  /** May model files be fetched? A function is asked with name, size, place and licence. Default: no. */
+  readonly allowDownload?: boolean | ((question: string) => Promise<boolean>);
   /** Install and download nothing, whatever else is allowed. */
   readonly offline?: boolean;
   /** Sentences for people, such as what is being installed. */

@@ -4,6 +4,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import type { SidecarBlob } from '../bridge/event-stream.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import type { RunStart } from '../protocol/messages.ts';
+import { isHubLocator } from '../weights/hub-cache.ts';
 import { readStoredConfig } from './config-file.ts';
 import { anySignal, type BridgeContext } from './context.ts';
 import type { SampleOptions, SampleResult } from './options.ts';
@@ -48,6 +49,7 @@ export async function drawSamples(context: BridgeContext, name: string, options:
 /** The folder or file of weights a user means: a path that holds weights, or a run's export or teacher. */
 function locateSource(context: BridgeContext, name: string, teacher: boolean): string {
   if (name.startsWith('builtin:')) return locateWeights(name);
+  if (isHubLocator(name)) return checked(locateWeights(name, undefined, context.env));
   const path = resolve(context.cwd, name);
   const isThere = fs.existsSync(path) && !fs.existsSync(join(path, 'run.json'));
   const looksLikePath = name.includes('/') || name.includes('\\') || /\.(safetensors|pth|pt|bin)$/.test(name);
@@ -56,7 +58,9 @@ function locateSource(context: BridgeContext, name: string, teacher: boolean): s
   const run = findRun(context.runsDir, name, context.cwd);
   if (teacher) {
     const weights = teacherLocator(readStoredConfig(run.dir));
-    return weights.startsWith('builtin:') ? locateWeights(weights) : checked(weights);
+    return weights.startsWith('builtin:')
+      ? locateWeights(weights)
+      : checked(locateWeights(weights, undefined, context.env));
   }
   const found = exportLayouts.map(layout => join(run.dir, 'export', layout)).find(folder => fs.existsSync(folder));
   if (found) return checked(found);
@@ -73,7 +77,7 @@ function checked(path: string): string {
   const folder = fs.statSync(locateWeights(path)).isDirectory() ? path : dirname(path);
   if (fs.existsSync(join(folder, 'sampler.json'))) return path;
   throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no sampler.json beside ${basename(path)} in ${folder}.`, {
-    hint: "Use a run, or a folder below a run's export/.",
+    hint: 'Use a run, or a folder of whole weights below its export/, such as export/official.',
   });
 }
 

@@ -3,6 +3,7 @@ import type { SidecarBlob } from '../bridge/event-stream.ts';
 import { sidecarExitError } from '../bridge/sidecar.ts';
 import { AbortedError, PythonError } from '../errors/index.ts';
 import type { EventBody, RunStart, SidecarEvent } from '../protocol/messages.ts';
+import type { MediaPackage } from '../python/requirements.ts';
 import { type BridgeContext, sidecarVariables } from './context.ts';
 import { type Deferred, deferred } from './deferred.ts';
 
@@ -20,6 +21,8 @@ export interface JobLimits {
   readonly signal: AbortSignal | undefined;
   /** How long the job may take to stop and clean up when it is aborted. */
   readonly graceMs?: number;
+  /** Media packages that the jobs import. */
+  readonly needs?: readonly MediaPackage[];
 }
 
 export type SidecarJob = JobRequest & JobLimits;
@@ -43,10 +46,10 @@ export const runSidecarJob = (context: BridgeContext, job: SidecarJob): Promise<
 /** Starts a sidecar for some jobs, one after the other, and stops it. @throws E_PYTHON_*, E_SIDECAR_*, E_ABORTED */
 export async function withSidecar<T>(
   context: BridgeContext,
-  { signal, graceMs = defaultGraceMs }: JobLimits,
+  { signal, needs, graceMs = defaultGraceMs }: JobLimits,
   use: (run: RunJob) => Promise<T>,
 ): Promise<T> {
-  const { executable } = await context.findPython(signal);
+  const { executable } = await context.findPython(signal, needs);
   let current: CurrentJob | undefined;
   const sidecar = await context.launch({
     python: executable,

@@ -62,7 +62,7 @@ export async function prepareRun(
     checkRunsDir(runDir);
   }
   const python = await context.findPython(signal);
-  await checkHost(job, config);
+  await checkHost(job, config, context.env);
   throwIfAborted(signal);
   const whole = job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
   const plan = options.smoke ? smokePlan(whole) : whole;

@@ -3,8 +3,10 @@ import fs from 'node:fs';
 import { join } from 'node:path';
 import type { RcmConfig } from '../config/types.ts';
 import { RcmBridgeError } from '../errors/index.ts';
-import { type NetworkName, networkNamed } from '../models/registry.ts';
+import { type NetworkName, networkNamed, suggestNetwork } from '../models/registry.ts';
 import { packageRoot } from '../package-root.ts';
+import type { Environment } from '../python/home.ts';
+import { cachedSnapshot, isHubLocator, parseHubLocator } from '../weights/hub-cache.ts';
 
 /** Weights that a config names, by the key that names them. */
 export interface NamedWeights {
@@ -36,15 +38,31 @@ export function namedWeights(config: Roles): readonly NamedWeights[] {
 
 /**
  * The path of a locator: a path as it is, or that of shipped weights: `builtin:digits-teacher` lies in
- * py/rcm_sidecar/assets/digits/teacher. `network`: whose weights they should be. @throws E_WEIGHTS_NOT_FOUND
+ * py/rcm_sidecar/assets/digits/teacher; or the folder of fetched ones in the hub's cache. `network`: whose weights they should be. @throws E_WEIGHTS_NOT_FOUND
  */
-export function locateWeights(locator: string, network?: NetworkName): string {
+export function locateWeights(locator: string, network?: NetworkName, env: Environment = process.env): string {
+  if (isHubLocator(locator)) return locateFetched(locator, env);
   const path = locator.startsWith('builtin:') ? shippedPath(locator) : locator;
   if (path !== undefined && fs.existsSync(path)) return path;
   const hint = locator.startsWith('builtin:')
     ? 'Shipped weights: builtin:digits-teacher.'
     : (howToFetch(locator, network) ?? 'Give a run, an export folder or a weights file.');
   throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${locator}.`, { hint });
+}
+
+function locateFetched(locator: string, env: Environment): string {
+  const path = cachedSnapshot(parseHubLocator(locator), env);
+  if (path !== undefined) return path;
+  throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `${locator} is not on this machine.`, {
+    hint: `Fetch it: rcm-bridge weights fetch ${locator}`,
+  });
+}
+
+/** The locator of a network's published weights that somebody may have meant by another name. */
+export function suggestedLocator(name: string): string | undefined {
+  const network = suggestNetwork(name);
+  const release = network === undefined ? null : networkNamed(network).release;
+  return release === null ? undefined : `hf:${release.repository}`;
 }
 
 /** The command that brings weights here, where they are published; the files it brings in either layout. */

@@ -58,7 +58,7 @@ export async function compareWeights(
   signal?: AbortSignal,
 ): Promise<WeightsComparison> {
   const named = namedWeights(config);
-  const located = named.map(one => ({ ...one, ...locate(one, config) }));
+  const located = named.map(one => ({ ...one, ...locate(context, one, config) }));
   const comparable = located.filter(({ found, adapter }) => found && !adapter);
   const notCompared = comparable.length > 0 ? await whyNoPython(context, signal) : null;
   if (comparable.length === 0 || notCompared !== null) return { weights: located, notCompared };
@@ -71,9 +71,9 @@ export async function compareWeights(
   return { weights: located.map(one => ({ ...one, ...(one.adapter ? {} : inspected.get(one.locator)) })), notCompared };
 }
 
-function locate({ locator, adapter }: NamedWeights, { model }: RcmConfig): Found {
+function locate({ env }: BridgeContext, { locator, adapter }: NamedWeights, { model }: RcmConfig): Found {
   try {
-    return { ...unknown, path: locateWeights(locator, adapter ? undefined : model.name), found: true };
+    return { ...unknown, path: locateWeights(locator, adapter ? undefined : model.name, env), found: true };
   } catch (error) {
     return { ...unknown, problem: problemOf(error) };
   }

@@ -80,7 +80,7 @@ export const convertWeights = (
 
 function common(context: BridgeContext, weights: string, { model, overrides }: WeightsOptions) {
   const locator = weights.includes(':') ? weights : resolve(context.cwd, weights);
-  return { source: locateWeights(locator), model: model ?? null, overrides: { ...overrides } };
+  return { source: locateWeights(locator, undefined, context.env), model: model ?? null, overrides: { ...overrides } };
 }
 
 /** The headers of what lies at an absolute path, in a sidecar that runs already; other errors as `inspectWeights`. */

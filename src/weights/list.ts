@@ -1,6 +1,8 @@
 /** The networks this version knows and the weights of them that are published, shipped or on this machine. */
 import { networkNamed, networkNames } from '../models/registry.ts';
+import type { Environment } from '../python/home.ts';
 import { locateWeights } from '../runs/weights.ts';
+import { cachedSnapshot, parseHubLocator } from './hub-cache.ts';
 
 export interface ListedNetwork {
   readonly name: string;
@@ -29,15 +31,15 @@ export interface WeightsList {
 
 const shipped = ['builtin:digits-teacher'];
 
-/** @param findCopy the path of a locator's copy on this machine, or null */
-export function listWeights(findCopy: (locator: string) => string | null = () => null): WeightsList {
+/** @param env the variables that say where the hub's cache is */
+export function listWeights(env: Environment): WeightsList {
   return {
     networks: networkNames.map(name => {
       const { family, sizes, release } = networkNamed(name);
       const parameters = family.parameters(sizes);
       const found = (layout: Release['layout'], repository: string, file: string): Release => {
         const locator = `hf:${repository}`;
-        return { layout, locator, file, path: findCopy(locator) };
+        return { layout, locator, file, path: cachedSnapshot(parseHubLocator(locator), env) ?? null };
       };
       const releases =
         release === null

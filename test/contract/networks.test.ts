@@ -32,7 +32,7 @@ const sizes = {
   textDim: small,
   textLen: small,
   freqDim: small,
-  mlpRatio: fc.constantFrom(0.25, 0.75, 1, 2.5, 4),
+  mlpRatio: fc.constantFrom(0.05, 0.25, 0.75, 1, 2.5, 4),
   adalnLoraDim: small,
   inDim: small,
   outDim: small,

@@ -29,7 +29,8 @@ describe('the quality gates of the embedded default', () => {
       const cosmos = ['model.name=cosmos-predict2-tiny', 'model.overrides.ffnDim=null', 'model.overrides.freqDim=null'];
       await meetsGates(['pretrain', '--run-dir', './teacher', ...set(cosmos)]);
       const weights = `teacher.weights=${join(folder.path, 'teacher', 'export', 'official')}`;
-      const distilled = ['distill', '--run-dir', './student', ...set([...cosmos, weights])];
+      const rate = 'student.optimizer.learningRate=1.0e-4';
+      const distilled = ['distill', '--run-dir', './student', ...set([...cosmos, weights, rate])];
       await meetsGates(distilled);
     },
     2 * runMs,
@@ -39,7 +40,7 @@ describe('the quality gates of the embedded default', () => {
     'are met with LoRA',
     async () => {
       const lora = 'student.lora={ rank: 32, alpha: 32, targets: [attention, ffn] }';
-      const rates = ['student.optimizer.learningRate=2.0e-3'];
+      const rates = ['student.optimizer.learningRate=3.0e-3', 'critic.optimizer.learningRate=2.0e-3'];
       await meetsGates(['distill', '--run-dir', './lora', ...set([lora, ...rates])]);
     },
     runMs,

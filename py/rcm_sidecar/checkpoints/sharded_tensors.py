@@ -1,25 +1,19 @@
 """Named tensors in a folder of safetensors files, written and read by torch.distributed.checkpoint.
 
 Every process writes the shards it holds, replicated tensors are written once, and any number of processes with any
-layout reads them back. docs/checkpoints.md describes the files and what torch 2.11 does not do.
+layout reads them back. docs/checkpoints.md describes the files and what torch 2.11 does not do. torch's package is
+imported where it is used: that takes half a second, which jobs without checkpoints need not wait for.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from traceback import StackSummary
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from rcm_sidecar.distributed.team import Team
 
@@ -45,6 +39,11 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], team: Team) -> Non
     Raises:
         OSError: A file could not be written, on any process; all raise it.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     writer = HuggingFaceStorageWriter(
         str(folder), fqn_to_index_mapping=_file_numbers(tensors, team.size), save_distributed=True
     )
@@ -53,7 +52,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], team: Team) -> Non
     try:
         save(state, storage_writer=writer, planner=planner, process_group=team.group, no_dist=team.is_alone)
     except CheckpointException as error:
-        _raise_cause(error)
+        raise _cause(error.failures) from error
 
 
 def own_files(folder: Path, team: Team) -> list[Path]:
@@ -67,6 +66,9 @@ def stored_layout(folder: Path) -> dict[str, Layout]:
     Raises:
         Exception: Whatever the library says of a damaged file.
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {
         name: (tuple(found.size), found.properties.dtype)
@@ -88,19 +90,24 @@ def read_tensors(folder: Path, targets: Mapping[str, Tensor], team: Team) -> Non
     Raises:
         OSError: A file cannot be read.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = HuggingFaceStorageReader(str(folder))
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     state = {name: tensor.detach() for name, tensor in targets.items()}
     try:
         load(state, storage_reader=reader, planner=planner, process_group=team.group, no_dist=team.is_alone)
     except CheckpointException as error:
-        _raise_cause(error)
+        raise _cause(error.failures) from error
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, without a graph."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    local: Callable[[], Tensor] | None = getattr(tensor.detach(), "to_local", None)  # a DTensor
+    return tensor.detach() if local is None else local()
 
 
 def _file_numbers(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
@@ -115,7 +122,6 @@ def _file_numbers(tensors: Mapping[str, Tensor], processes: int) -> dict[str, in
     return numbers
 
 
-def _raise_cause(error: CheckpointException) -> NoReturn:
-    """Raise what went wrong on the first process that failed: torch's own exception is not even an Exception."""
-    cause, _ = error.failures[min(error.failures)]
-    raise cause from error
+def _cause(failures: Mapping[int, tuple[BaseException, StackSummary]]) -> BaseException:
+    """What went wrong on the first process that failed: torch's own exception is not even an Exception."""
+    return failures[min(failures)][0]

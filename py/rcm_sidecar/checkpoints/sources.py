@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcm_sidecar.checkpoints.load import load_network
+from rcm_sidecar.checkpoints.reading import weights_files
 from rcm_sidecar.checkpoints.sampler_file import StudentFolder, TeacherFolder, bad_sampler_file, read_sampler_file
 from rcm_sidecar.config import Model
 from rcm_sidecar.data import LabelConditioner
@@ -68,11 +69,9 @@ def load_frozen(model: Model, path: Path) -> Network:
 
 
 def content_key(path: Path) -> str:
-    """sha256 over the safetensors and .pth files of a source, for the cache of its samples."""
-    folder = folder_of(path)
-    files = [path, folder / CONDITIONER_FILE] if path.is_file() else sorted(folder.iterdir())
-    weights = [file for file in files if file.suffix in (".safetensors", ".pth", ".pt") and file.is_file()]
-    return teacher_key({file.name: file for file in weights})
+    """sha256 over the files a network is loaded from and its label table, for the cache of its samples."""
+    files = [*weights_files(path), folder_of(path) / CONDITIONER_FILE]
+    return teacher_key({file.name: file for file in files if file.is_file()})
 
 
 def load_source(path: Path) -> Source:

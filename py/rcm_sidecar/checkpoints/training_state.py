@@ -183,9 +183,7 @@ def load_checkpoint(folder: Path, team: Team = _EVERYBODY) -> tuple[StoredState,
         CheckpointError: E_CHECKPOINT_MISSING (no folder or no manifest), E_CHECKPOINT_CORRUPT (a file does not match,
             the hint names the newest older checkpoint that is whole; or the format is an older version's).
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise _unreadable(folder)
+    manifest = team.first(lambda: _manifest(folder))
     names = sorted(manifest.files)
 
     def check_share() -> None:
@@ -193,10 +191,7 @@ def load_checkpoint(folder: Path, team: Team = _EVERYBODY) -> tuple[StoredState,
             _check(folder, name, *manifest.files[name])
 
     team.together(check_share)
-    try:
-        values = json.loads((folder / _STATE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise _corrupt(folder, f"{_STATE} cannot be read") from error
+    values = team.first(lambda: _values(folder))
     networks = frozenset(PurePosixPath(name).parts[0] for name in names if name != _STATE)
     return StoredState(folder, manifest.step, networks, values), manifest
 
@@ -293,10 +288,11 @@ def _manifest_document(
 
 
 def _make_room(root: Path, target: Path, need: int) -> None:
-    """Remove what a killed process left of writing here; refuse what the disk cannot hold."""
+    """Remove what a killed process left of writing and pruning here; refuse what the disk cannot hold."""
     if root.is_dir():
         for path in root.iterdir():
-            if _UNFINISHED.fullmatch(path.name):
+            is_pruned = _FOLDER.fullmatch(path.name) and not (path / _MANIFEST).exists()
+            if is_pruned or _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
     require_space(target, need)
 
@@ -332,6 +328,21 @@ def _check(folder: Path, name: str, size: int, digest: str) -> None:
         raise _corrupt(folder, f"{name} has {found[0]} bytes instead of {size}")
     if found[1] != digest:
         raise _corrupt(folder, f"{name} does not match its sha256")
+
+
+def _manifest(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise _unreadable(folder)
+    return manifest
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((folder / _STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _corrupt(folder, f"{_STATE} cannot be read") from error
+    return values
 
 
 def _unreadable(folder: Path) -> CheckpointError:

@@ -95,6 +95,8 @@ class CosmosConfig:
         check_sizes(self)
         if self.patch_size[0] != 1:
             raise ConfigError("E_NETWORK_SIZE", f"a patch covers one frame, not {self.patch_size[0]}")
+        if self.ffn_dim < 1:
+            raise ConfigError("E_NETWORK_SIZE", f"mlp_ratio {self.mlp_ratio} leaves no feed-forward layer")
 
 
 PRESETS: Mapping[str, CosmosConfig] = {

@@ -7,6 +7,7 @@ import { withBridge } from '../open-bridge.ts';
 import { consentOptions, pythonOption, text } from '../options.ts';
 import type { Output } from '../output.ts';
 import { inGigabytes } from '../sizes.ts';
+import { fetch } from './weights-fetch.ts';
 
 const layouts = ['official', 'diffusers', 'comfyui'] as const;
 const dtypes = ['bf16', 'fp16', 'fp32'] as const;
@@ -25,7 +26,7 @@ const list: Command = {
 
 const weightsArgument: Command['options'] = yargs =>
   consentOptions(pythonOption(yargs))
-    .positional('weights', { type: 'string', describe: 'A file, a folder, or builtin:NAME' })
+    .positional('weights', { type: 'string', describe: 'A file, a folder, builtin:NAME or hf:OWNER/NAME' })
     .option('model', {
       type: 'string',
       requiresArg: true,
@@ -168,6 +169,6 @@ function describeList({ networks, shipped }: WeightsList): string {
 
 export const weights: CommandGroup = {
   command: 'weights',
-  describe: 'Look at weight files, verify and convert them',
-  commands: [list, verify, convert],
+  describe: 'Fetch published weights; look at weight files, verify and convert them',
+  commands: [list, fetch, verify, convert],
 };

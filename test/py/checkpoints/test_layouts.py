@@ -10,7 +10,8 @@ import subprocess
 
 import pytest
 import torch
-from networks.small_wan import small_inputs, small_network
+from checkpoints.checks import assert_same, refused, state
+from networks.small_wan import small_network
 from safetensors.torch import load_file, save_file
 
 from rcm_sidecar import safetensors_file
@@ -18,8 +19,6 @@ from rcm_sidecar.checkpoints import load_network, save_network
 from rcm_sidecar.checkpoints.layouts import diffusers_names
 from rcm_sidecar.errors import HostError, WeightsError
 from rcm_sidecar.networks import build
-
-LAYOUTS = ["official", "diffusers", "comfyui"]
 
 
 @pytest.fixture(scope="module")
@@ -30,52 +29,6 @@ def net():
 @pytest.fixture
 def other():
     return small_network(torch.float32, seed=99)
-
-
-def state(net):
-    return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-
-
-def assert_same(a, b):
-    first, second = state(a), state(b)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
-
-
-def refused(net, path, code, *words):
-    """Loading fails with `code`, says `words`, and leaves the network as it was."""
-    before = state(net)
-    with pytest.raises(WeightsError) as caught:
-        load_network(net, path)
-    error = caught.value
-    assert error.code == code, error.message
-    for word in words:
-        assert word in f"{error.message}\n{error.hint}", f"{error.message}\n{error.hint}"
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state(net).items())
-    return error
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_round_trip_is_bit_exact(net, other, layout, tmp_path):
-    target = save_network(net, tmp_path / "out", layout)
-    found = load_network(other, target)
-    assert (found.layout, found.tensors) == (layout, 69)
-    assert_same(net, other)
-    x, t, text, *_ = small_inputs(torch.float32)
-    with torch.no_grad():
-        assert torch.equal(net(x, t, text), other(x, t, text))
-
-
-def test_official_to_diffusers_to_official(net, other, tmp_path):
-    save_network(net, tmp_path / "a")
-    middle, last = small_network(torch.float32, seed=3), other
-    load_network(middle, tmp_path / "a")
-    save_network(middle, tmp_path / "b", "diffusers")
-    load_network(last, tmp_path / "b")
-    save_network(last, tmp_path / "c")
-    names = ("diffusion_pytorch_model.safetensors", "config.json")
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes() for name in names)
 
 
 def test_diffusers_keys_are_those_of_the_table():
@@ -182,18 +135,6 @@ def test_checkpoint_wrapper_names_inside_keys(net, other, tmp_path):
     save_file(tensors, tmp_path / "w.safetensors")
     load_network(other, tmp_path / "w.safetensors")
     assert_same(net, other)
-
-
-def test_ema_is_chosen_and_never_merged(net, other, tmp_path):
-    ema, raw = state(net), state(small_network(torch.float32, seed=11))
-    tensors = {f"net_ema.{k}": v for k, v in ema.items()} | {f"net.{k}": v for k, v in raw.items()}
-    tensors |= {f"net_fake_score.{k}": v for k, v in raw.items()}
-    torch.save(tensors, tmp_path / "w.pth")
-    assert load_network(other, tmp_path / "w.pth").prefix == "net_ema."
-    assert_same(net, other)
-    del tensors["net_ema.head.head.bias"]
-    torch.save(tensors, tmp_path / "w.pth")
-    refused(other, tmp_path / "w.pth", "E_WEIGHTS_MISMATCH", "missing head.head.bias")
 
 
 @pytest.mark.parametrize("container", ["model", "state_dict", "module"])

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from rcm_sidecar.checkpoints import training_state
 from rcm_sidecar.checkpoints.background import CheckpointWriter
+from rcm_sidecar.checkpoints.sharded_tensors import local_part
 from rcm_sidecar.checkpoints.training_state import (
     TrainingState,
     load_checkpoint,
@@ -78,7 +79,7 @@ def gradient(parameter, seed):
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def odd_tensors(mesh, seed):
+def odd_tensors(mesh, seed, device="cpu"):
     """What networks do not have: shards that are uneven, empty or along another dimension, plain and 0-d tensors."""
     generator = torch.Generator().manual_seed(seed)
     whole = {
@@ -89,6 +90,7 @@ def odd_tensors(mesh, seed):
         "replicated": torch.randn(4, generator=generator),
     }
     plain = {"number": torch.tensor(seed), "flag": torch.tensor(seed % 2 == 0), "plain": torch.full((2, 2), seed + 0.5)}
+    whole, plain = ({name: tensor.to(device) for name, tensor in named.items()} for named in (whole, plain))
     if mesh is None:
         return {**whole, **plain}
     last = {"columns": Shard(1), "replicated": Replicate()}
@@ -144,6 +146,8 @@ def whole(tensor):
 
 def damage_is_seen_by_all(root):
     """One process finds it, all raise it, and it names the checkpoint before."""
+    error = raised(RuntimeError, lambda: TEAM.together(lambda: 1 // TEAM.rank))
+    assert "ZeroDivisionError" in str(error)
     state = trained_state(mesh_of(), 1)
     write_checkpoint(Path(root), state, environment(), "hash")
     folder = write_checkpoint(Path(root), dataclasses.replace(state, step=2), environment(), "hash").folder
@@ -221,3 +225,23 @@ def training_goes_on(root):
     writer.finish()
     dist.barrier()
     assert written[1:] == ["step-00000004"] and [path.name for path in Path(root).iterdir()] == written[1:]
+
+
+def on_a_gpu(root):
+    """From GPU memory through pinned memory to disk, and back into DTensors of a GPU."""
+    torch.cuda.set_device(TEAM.rank)
+    mesh = init_device_mesh("cuda", (TEAM.size,))
+    tensors = odd_tensors(mesh, 1, "cuda")
+    for asynchronous in (True, False):
+        settings = Checkpoints(
+            every_steps=None, keep_last=1, keep_every_steps=None, async_=asynchronous, on_stop=True, export=[]
+        )
+        writer = CheckpointWriter(Path(root), settings, environment(), "hash", verify=True)
+        step = 2 - asynchronous
+        writer.write(TrainingState(step, {"odd": tensors}, {}), lambda _: None)
+        writer.finish()
+        targets = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        load_checkpoint(Path(root) / f"step-{step:08d}")[0].read({"odd": targets})
+        for name, tensor in tensors.items():
+            assert targets[name].is_cuda and torch.equal(local_part(targets[name]), local_part(tensor)), name
+        dist.barrier()

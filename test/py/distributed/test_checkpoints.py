@@ -68,4 +68,13 @@ def test_two_one_two_four(tmp_path):
         ("training_goes_on", str(tmp_path / "async")),
     )
     on_ranks(2, tmp_path / "ranks-3", ("read_back", names[4]), ("read_back", str(tmp_path / "hsdp")))
+    on_ranks(1, tmp_path / "ranks-5", ("read_back", names[4]), ("training_goes_on", str(tmp_path / "one")))
     checkpoint_ranks.read_back(names[4])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gpu_memory(ranks, tmp_path):
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs")
+    on_ranks(ranks, tmp_path / "ranks", ("on_a_gpu", str(tmp_path / "gpu")))

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rcm_sidecar.checkpoints import save_network
 from rcm_sidecar.checkpoints.sampler_file import TeacherFolder
 from rcm_sidecar.checkpoints.sources import content_key, load_source, locate
 from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.networks import build
 
 
 def copy_of(teacher: Path, folder: Path, changes: dict[str, Any] | None = None) -> Path:
@@ -82,6 +84,17 @@ def test_the_content_key_follows_the_weights_only(tiny_teacher: Path, tmp_path: 
     assert content_key(folder / "model.safetensors") == content_key(tiny_teacher)
     (folder / "conditioner.safetensors").write_bytes(b"other")
     assert content_key(folder) != content_key(tiny_teacher)
+
+
+def test_the_content_key_follows_weights_in_a_pipeline_folder(tmp_path: Path) -> None:
+    keys = set()
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        save_network(
+            build("wan2.1-tiny", generator=torch.Generator().manual_seed(seed)), folder / "transformer", "diffusers"
+        )
+        keys.add(content_key(folder))
+    assert len(keys) == 2
 
 
 def test_a_label_table_of_another_width_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
