@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcm_sidecar.checkpoints.sources import content_key, folder_of, load_frozen, load_table, locate
 from rcm_sidecar.config import AdamW as AdamWSettings
@@ -24,7 +24,7 @@ from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
 from rcm_sidecar.training.learner import Learner, start_learners, starts
 from rcm_sidecar.training.optimizer import AdamW
 from rcm_sidecar.training.phases import DistillationPlan, Networks, method_schedule
-from rcm_sidecar.training.placement import distribute, store
+from rcm_sidecar.training.placement import announcer, distribute, store
 from rcm_sidecar.training.pretrain import PretrainingPlan
 from rcm_sidecar.training.randomness import generator
 from rcm_sidecar.training.schedule import learning_rate
@@ -124,7 +124,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
     velocities = {name: learner.velocity for name, learner in learners.items()}
     if check:
         _check_teacher(config, teacher, velocities, data, condition, team)
-    roles = _roles(config, schedule, learners)
+    roles = _roles(config, schedule, learners, team)
     called = Networks(velocities["student"], teacher, velocities.get("critic"), teacher.spec.time_scale)
     branches = "sequential" if config.teacher.branches == "auto" else config.teacher.branches
     samples = config.schedule.batch_size
@@ -169,7 +169,7 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
     distribute([network], config.compute, team, table)
     labels = {f"{CONDITIONER}{name}": value for name, value in table.named_parameters()}
     parameters = {**learner.parameters, **labels}
-    role = make_role("teacher", parameters, settings.optimizer, settings.steps, modules=(network, table))
+    role = make_role("teacher", parameters, settings.optimizer, settings.steps, announcer((network, table), team))
     role.emas = [Ema(parameters, _decay(settings.ema))]
     plan = PretrainingPlan(config, network, table, data, network.spec.time_scale, team)
     return Trained(
@@ -188,11 +188,13 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
     )
 
 
-def _roles(config: RunConfig, schedule: MethodSchedule, learners: Mapping[str, Learner]) -> dict[str, Role]:
+def _roles(
+    config: RunConfig, schedule: MethodSchedule, learners: Mapping[str, Learner], team: JobTeam
+) -> dict[str, Role]:
     student_total, critic_total = updates_after(schedule, config.schedule.steps)
     plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
     roles = {
-        name: make_role(name, learner.parameters, *plans[name], modules=(learner.network,))
+        name: make_role(name, learner.parameters, *plans[name], announcer((learner.network,), team))
         for name, learner in learners.items()
     }
     roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
@@ -248,7 +250,7 @@ def make_role(
     parameters: Mapping[str, Tensor],
     settings: AdamWSettings,
     total_updates: int,
-    modules: Sequence[nn.Module] = (),
+    announce: Callable[[bool], None] = lambda last: None,
 ) -> Role:
     """A role with the optimizer and learning rates of its config block."""
     optimizer = AdamW(parameters, betas=settings.betas, epsilon=settings.epsilon, weight_decay=settings.weight_decay)
@@ -263,7 +265,7 @@ def make_role(
             final_share=settings.final_share,
         )
 
-    return Role(name, parameters, optimizer, rate, settings.clip_norm, modules=modules)
+    return Role(name, parameters, optimizer, rate, settings.clip_norm, announce=announce)
 
 
 def _decay(settings: EmaSettings) -> DecayRule:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rcm_sidecar.distributed.fsdp import announce_backward
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import TrainingError
 from rcm_sidecar.methods.loss import Loss
@@ -37,7 +36,7 @@ class Role:
         clip_norm: Largest gradient norm, None for no limit.
         emas: Averages of the parameters, updated with every own update.
         updates: Own updates so far; skipped ones count.
-        modules: What the gradients come from, to be told which backward is a step's last one.
+        announce: Told before each backward whether it is the step's last one, see `fsdp.announce_backward`.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Role:
     clip_norm: float | None = None
     emas: Sequence[Ema] = ()
     updates: int = 0
-    modules: Sequence[nn.Module] = ()
+    announce: Callable[[bool], None] = lambda last: None
 
 
 @dataclass(frozen=True)
@@ -191,8 +190,7 @@ class Trainer:
                 self.check()
                 loss = term.loss(chosen)
                 left -= 1
-                for module in role.modules:
-                    announce_backward(module, last=left == 0)
+                role.announce(left == 0)
                 (loss.total / parts).backward()
                 sums.add(term, loss)
                 del loss
