@@ -28,6 +28,7 @@ const stackBytes = 16 * 1024;
 
 /** The ends of the other ranks' logs, where they have just printed their stacks. */
 function otherStacks(logs: string): string {
+  if (!fs.existsSync(logs)) return '';
   const numbers = fs.readdirSync(logs).flatMap(name => /^rank-(\d+)\.log$/.exec(name)?.[1] ?? []);
   return numbers
     .sort((left, right) => Number(left) - Number(right))
