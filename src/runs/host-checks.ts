@@ -28,9 +28,13 @@ function checkGpus(wanted: number, found: number): void {
       hint: 'Train on the CPU: --set compute.device=cpu',
     });
   }
-  throw new RcmBridgeError('E_GPU', `compute.gpusPerNode is ${wanted}, but this machine has ${found} GPUs.`, {
-    hint: `Use --gpus ${found}.`,
-  });
+  throw new RcmBridgeError(
+    'E_GPU',
+    `compute.gpusPerNode is ${wanted}, but this machine has ${found === 1 ? 'one GPU' : `${found} GPUs`}.`,
+    {
+      hint: `Use --gpus ${found}.`,
+    },
+  );
 }
 
 /** Distillations do not read it, so that it is no conflict of theirs. */
