@@ -38,7 +38,7 @@ test: .dev/.ready ## lint, types, unit, contract, integration and end-to-end tes
 test-long: .dev/.ready ## what takes long: kills, soak, fifty tries, other Node versions, the environment, a browser
 	bash scripts/test-long.sh $(ARGS)
 
-test-gpu: .dev/.ready ## the attention kernels against fp64 on this machine's GPU
+test-gpu: .dev/.ready ## the kernels against fp64 on this machine's GPU
 	$(MAKE) -C kernels test-gpu PYTHON="PYTHONPATH=$(CURDIR)/.dev $$($(CLI) env path)" ARGS="$(ARGS)"
 
 lint: .dev/.ready ## formatters, linters and type checkers of both languages, changing nothing

@@ -1,6 +1,7 @@
 """Times of whole networks on this machine's GPU: the table of docs/results/network.md.
 
     make bench-network [ARGS="--case wan2.1-1.3b --pass plain --compile --out FILE"]
+    make bench-network ARGS="--check"      precision instead of time: exit status 1 where the kernels are worse
 
 Every row runs with random weights in bf16 (time path and head float32), batch 1. A row's share of M is its FLOPs over
 its time over the rate of an 8192^3 bf16 product measured in the same run. FLOPs are counted while the pass runs, those
@@ -26,9 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("scripts", "py", "kernels", "kernels/bench")]
 
+from network_bench.budget import budget_lines  # noqa: E402
 from network_bench.cases import CASES, outline, token_count  # noqa: E402
+from network_bench.check import CHECKED, assert_precise, check, check_lines  # noqa: E402
 from network_bench.families import breakdown  # noqa: E402
-from network_bench.passes import PASSES, first_step_seconds, one_process  # noqa: E402
+from network_bench.passes import NOT_COMPILED, PASSES, Parts, first_step_seconds, one_process  # noqa: E402
 from timing import REST_SECONDS, copy_rate, matmul_rate  # noqa: E402
 
 SHARE_OF_MEMORY = 0.92
@@ -39,6 +42,8 @@ def main() -> None:
     """Run the rows asked for, print a line each and write the JSON file."""
     options = _options()
     device = torch.device("cpu" if options.cpu else "cuda")
+    if options.check:
+        return _check(device, options)
     report: dict[str, Any] = {"schema": 1, "command": sys.argv[1:], "rows": [], **_machine(device)}
     rates = report["matmul_flops_per_s"] = [] if options.cpu else [matmul_rate()]
     report["copy_bytes_per_s"] = None if options.cpu else copy_rate()
@@ -50,13 +55,27 @@ def main() -> None:
                 for compiled in (False, True) if options.compile else (False,):
                     row = _guarded(case, name, compiled, device, options)
                     if compiled and "flops" in (eager := report["rows"][-1]):
-                        row["flops"] = eager["flops"]  # a compiled body hides its products from the counter
+                        row["flops"] = eager["flops"]
                     report["rows"].append(row)
                     if rates:
                         rates.append(matmul_rate())
                         row["matmul_flops_per_s"] = statistics.mean(rates[-2:])
                     print(_line(row), flush=True)
-                    options.out.write_text(json.dumps(report, indent=1) + "\n")
+                    _write(options.out, report)
+    print("\n".join(budget_lines(report["rows"])))
+
+
+def _check(device: torch.device, options: argparse.Namespace) -> None:
+    """Precision of two-block networks; ends the process with an AssertionError where the kernels are worse."""
+    cases = {"smoke": CASES["smoke"]} if options.case == ["smoke"] else CHECKED
+    rows = check(device, cases)
+    print("\n".join(line for row in rows for line in check_lines(row)), flush=True)
+    _write(options.out, {"schema": 1, "command": sys.argv[1:], "rows": rows, **_machine(device)})
+    assert_precise(rows)
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -65,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=real)
     parser.add_argument("--pass", nargs="+", choices=list(PASSES), default=list(PASSES))
     parser.add_argument("--compile", action="store_true", help="each row again with the block bodies compiled")
+    parser.add_argument("--check", action="store_true", help="precision against float64, nothing else")
     parser.add_argument("--profile", action="store_true", help="add the time by kind of kernel")
     parser.add_argument("--layers", type=int, help="number of blocks, instead of as many as fit")
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of a row, at most")
@@ -86,6 +106,8 @@ def _machine(device: torch.device) -> dict[str, Any]:
 def _guarded(case: str, name: str, compiled: bool, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     """One row; a row that fails says why and the others go on."""
     row: dict[str, Any] = {"case": case, "pass": name, "compiled": compiled}
+    if compiled and name in NOT_COMPILED:
+        return {**row, "error": NOT_COMPILED[name]}
     try:
         layers = options.layers or _layers_that_fit(case, name, device)
         row |= _measure(case, name, compiled, layers, device, options)
@@ -103,16 +125,17 @@ def _measure(
     torch._dynamo.reset()
     step = PASSES[name](CASES[case], layers, device, compiled)
     row: dict[str, Any] = {"layers": len(shape.blocks), "tokens": token_count(shape, CASES[case])}
-    row["first_step_s"] = first_step_seconds(step, device)
+    with FlopCounterMode(display=False) as counter:
+        row["first_step_s"] = first_step_seconds(step, device)
+    if not compiled:  # a compiled body hides its products from the counter
+        row["flops"] = counter.get_total_flops()
     row["weights_gb"] = _allocated(device)
     _reset_peak(device)
     times = _times(step, device, options.repeats)
     row |= {"ms": statistics.median(times), "ms_min": min(times), "ms_max": max(times), "calls": len(times)}
     row["peak_gb"] = _peak(device)
-    if not compiled:
-        with FlopCounterMode(display=False) as counter:
-            step()
-        row["flops"] = counter.get_total_flops()
+    if isinstance(step, Parts):
+        row["parts_ms"] = step.watch.medians_ms()
     if options.profile and device.type == "cuda":
         row["kernels"] = breakdown(step)
     return row
@@ -128,7 +151,7 @@ def _times(step: Any, device: torch.device, most: int) -> list[float]:
     step()
     torch.cuda.synchronize()
     once = time.perf_counter() - begin
-    count = max(3, min(most, int(BUDGET_SECONDS / once)))
+    count = max(min(3, most), min(most, int(BUDGET_SECONDS / once)))
     time.sleep(REST_SECONDS)
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     marks[0].record()
@@ -189,6 +212,8 @@ def _line(row: dict[str, Any]) -> str:
     if "flops" in row and "matmul_flops_per_s" in row:
         share = row["flops"] / row["ms"] * 1e3 / row["matmul_flops_per_s"]
         text += f"  {row['flops'] / 1e12:8.1f} TFLOP  {share:6.1%} of M"
+    for part, spent in row.get("parts_ms", {}).items():
+        text += f"\n    {part:24s} {spent:9.2f} ms"
     for family, spent in row.get("kernels", {}).get("ms", {}).items():
         text += f"\n    {family:24s} {spent:9.2f} ms in {row['kernels']['launches'][family]} launches"
     return text

@@ -1,6 +1,6 @@
 """Each elementwise kernel at the sizes of one block: time, rate against this device's copy, error against fp64.
 
-    python kernels/bench/elementwise.py [--out FILE] [--tune]
+    python kernels/bench/elementwise.py [--out FILE] [--block wan2.1-1.3b-dual ...] [--tune norm-backward ...]
 
 The rate counts every element read and written once (vectors and tables not); 1.00 is the copy rate of the same run.
 The sum over one Wan2.1 1.3B block, dual without gradient, is the figure of docs/results/network.md.
@@ -26,7 +26,7 @@ import launches  # noqa: E402
 from timing import copy_rate, median_ms  # noqa: E402
 
 from rcm_kernels import elementwise_operators as operators  # noqa: E402
-from rcm_kernels import row_plan  # noqa: E402
+from rcm_kernels import gelu_jvp, row_plan  # noqa: E402
 
 BF16 = torch.bfloat16
 CHECKED_ROWS = 64
@@ -146,21 +146,22 @@ def cosmos_block(length, heads, dim, hidden, dual=True):
     ]
 
 
+# Wan at 31,200 tokens, Cosmos at 4,080.
 BLOCKS = {
-    "Wan2.1 1.3B, 31,200 tokens, dual": lambda: wan_block(31200, 12, 128, 8960),
-    "Wan2.1 1.3B, 31,200 tokens, plain": lambda: wan_block(31200, 12, 128, 8960, dual=False),
-    "Wan2.1 1.3B, 31,200 tokens, backward": lambda: wan_block_backward(31200, 12, 128, 8960),
-    "Wan2.1 14B, 31,200 tokens, dual": lambda: wan_block(31200, 40, 128, 13824),
-    "Wan2.1 14B, 31,200 tokens, backward": lambda: wan_block_backward(31200, 40, 128, 13824),
-    "Cosmos-Predict2 2B, 4,080 tokens, dual": lambda: cosmos_block(4080, 16, 128, 8192),
-    "Cosmos-Predict2 2B, 4,080 tokens, plain": lambda: cosmos_block(4080, 16, 128, 8192, dual=False),
+    "wan2.1-1.3b-dual": ("Wan2.1 1.3B, dual", lambda: wan_block(31200, 12, 128, 8960)),
+    "wan2.1-1.3b-plain": ("Wan2.1 1.3B, plain", lambda: wan_block(31200, 12, 128, 8960, dual=False)),
+    "wan2.1-1.3b-backward": ("Wan2.1 1.3B, backward", lambda: wan_block_backward(31200, 12, 128, 8960)),
+    "wan2.1-14b-dual": ("Wan2.1 14B, dual", lambda: wan_block(31200, 40, 128, 13824)),
+    "wan2.1-14b-backward": ("Wan2.1 14B, backward", lambda: wan_block_backward(31200, 40, 128, 13824)),
+    "cosmos-2b-dual": ("Cosmos-Predict2 2B, dual", lambda: cosmos_block(4080, 16, 128, 8192)),
+    "cosmos-2b-plain": ("Cosmos-Predict2 2B, plain", lambda: cosmos_block(4080, 16, 128, 8192, dual=False)),
 }
 
 
-def measure(copy):
-    """All blocks: rows and sums."""
+def measure(copy, names):
+    """These blocks: rows and sums."""
     found = {}
-    for title, rows_of in BLOCKS.items():
+    for title, rows_of in (BLOCKS[name] for name in names):
         rows, total = [], 0.0
         for name, times, prepare in rows_of():
             run, moved, errors = prepare()
@@ -179,83 +180,108 @@ def measure(copy):
     return found
 
 
-def tune(copy):
-    """Rows of a program and warps of the norms, programs of a backward: what is fastest for each row length."""
-    plain, warps_for = row_plan.rows_plan, row_plan.warps_for
-    from rcm_kernels import norm_jvp, rope_jvp
+LENGTHS = {1536: 31200, 2048: 4080, 5120: 31200}
+PROGRAMS = (132, 264, 528, 1056)
 
-    for dim, heads in ((1536, 12), (2048, 16), (5120, 40)):
-        length = 31200 if dim != 2048 else 4080
-        block = plain(dim)[0]
+
+def tune_norm(copy):
+    for dim, length in LENGTHS.items():
         todo = {
             "gate norm": norm_row(length, dim, "ygfs", True),
             "norm": norm_row(length, dim, "fs", True),
             "gate": norm_row(length, dim, "yg", False),
             "gate norm plain": norm_row(length, dim, "ygfs", True, dual=False),
         }
-        for rows, warps in itertools.product((1, 2, 4), (2, 4, 8, 16)):
-            if not 4 * 32 * warps <= block * rows <= 32 * 32 * warps:
-                continue
-            norm_jvp.rows_plan = lambda dim, b=block, r=rows, w=warps: (b, r, w)
-            text = _shares(todo, copy)
-            print(f"D {dim} rows {rows} warps {warps}: {text}", flush=True)
+        for warps in (1, 2, 4, 8):
+            row_plan.FORWARD_WARPS["norm", dim] = warps
+            print(f"D {dim} warps {warps}: {_shares(todo, copy)}", flush=True)
+
+
+def tune_rms(copy):
+    for dim, length in LENGTHS.items():
+        todo = {
+            "rms rope": rms_row(length, dim // 128, 128, dim != 2048),
+            "rms rope plain": rms_row(length, dim // 128, 128, dim != 2048, dual=False),
+            "rms": rms_row(length, 1, dim, True, table=False),
+        }
+        for warps in (1, 2, 4, 8):
+            row_plan.FORWARD_WARPS["rms", dim] = warps
+            print(f"D {dim} warps {warps}: {_shares(todo, copy)}", flush=True)
+
+
+def tune_norm_backward(copy):
+    for dim, length in LENGTHS.items():
         todo = {
             "gate norm backward": norm_backward_row(length, dim, "ygfs"),
             "norm backward": norm_backward_row(length, dim, "fs"),
         }
-        for rows, warps, programs in itertools.product((1, 2), (4, 8, 16), (264, 528, 1056, 2112)):
-            if not 4 * 32 * warps <= block * rows <= 16 * 32 * warps:
-                continue
-            norm_jvp.rows_plan = lambda dim, b=block, r=rows, w=warps: (b, r, w)
-            norm_jvp.backward_programs = lambda batch, length, r, sums, p=programs: _programs(length, r, p)
-            text = _shares(todo, copy)
-            print(f"D {dim} rows {rows} warps {warps} programs {programs}: {text}", flush=True)
-        todo = {"rms rope": rms_row(length, heads, 128, dim != 2048), "rms": rms_row(length, 1, dim, True, table=False)}
-        back = {"rms rope backward": rms_backward_row(length, heads, 128, dim != 2048)}
-        for warps in (2, 4, 8, 16):
-            rope_jvp.warps_for = lambda elements, w=warps: w
-            text = _shares(todo, copy)
-            for programs in (264, 528, 1056, 2112):
-                rope_jvp.backward_programs = lambda batch, length, r, sums, p=programs: _programs(length, r, p)
-                run, moved, _ = back["rms rope backward"]
-                text += f"  backward/{programs} {moved / median_ms(run) * 1e3 / copy:.2f}"
-            print(f"D {dim} rms warps {warps}: {text}", flush=True)
-        rope_jvp.warps_for = warps_for
-    from rcm_kernels import gelu_jvp
+        _tune_backward("norm", dim, todo, (4, 8) if dim < 5000 else (8, 16), copy)
 
+
+def tune_rms_backward(copy):
+    for dim, length in LENGTHS.items():
+        todo = {"rms rope backward": rms_backward_row(length, dim // 128, 128, dim != 2048)}
+        _tune_backward("rms", dim, todo, (2, 4, 8), copy)
+
+
+def _tune_backward(kind, dim, todo, many_warps, copy):
+    for warps, stages in itertools.product(many_warps, (1, 2, 3)):
+        row_plan.STAGES = stages
+        for programs in PROGRAMS:
+            row_plan.BACKWARD[kind, dim] = (warps, programs)
+            try:
+                text = _shares(todo, copy)
+            except Exception as error:  # more shared memory than there is
+                print(f"D {dim} warps {warps} stages {stages}: {type(error).__name__}", flush=True)
+                break
+            print(f"D {dim} warps {warps} stages {stages} programs {programs}: {text}", flush=True)
+
+
+def tune_activation(copy):
     todo = {"gelu tanh": activation_row(31200, 8960, "gelu_tanh"), "gelu erf": activation_row(31200, 8960, "gelu_erf")}
     for block, warps in ((1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8)):
         gelu_jvp.BLOCK, gelu_jvp.WARPS = block, warps
-        text = _shares(todo, copy)
-        print(f"activation block {block} warps {warps}: {text}", flush=True)
+        print(f"activation block {block} warps {warps}: {_shares(todo, copy)}", flush=True)
+
+
+TUNES = {
+    "norm": tune_norm,
+    "rms": tune_rms,
+    "norm-backward": tune_norm_backward,
+    "rms-backward": tune_rms_backward,
+    "activation": tune_activation,
+}
 
 
 def _shares(todo, copy):
-    return "  ".join(f"{name} {moved / median_ms(run) * 1e3 / copy:.2f}" for name, (run, moved, _) in todo.items())
+    return "  ".join(f"{name} {moved / quick_ms(run) * 1e3 / copy:.2f}" for name, (run, moved, _) in todo.items())
 
 
-def _programs(length, rows, programs):
-    tiles = -(-length // rows)
-    chunk = -(-tiles // programs) * rows
-    return -(-length // chunk), chunk
+def quick_ms(run):
+    """Without the rest before and with fewer launches: good to a few percent, enough to choose among many."""
+    return median_ms(run, repeats=15, warmup=2, rest_seconds=0.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench-elementwise.json"))
-    parser.add_argument("--tune", action="store_true", help="try tiles and programs instead")
+    parser.add_argument("--block", nargs="+", choices=BLOCKS, default=list(BLOCKS), help="which blocks, all by default")
+    parser.add_argument("--tune", nargs="+", choices=TUNES, help="instead try numbers of warps, programs and stages")
     options = parser.parse_args()
     copy = copy_rate()
     print(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.2f} TB/s\n", flush=True)
+    for part in options.tune or ():
+        print(f"{part}:", flush=True)
+        TUNES[part](copy)
     if options.tune:
-        return tune(copy)
+        return
     report = {
         "schema": 1,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "copy_bytes_per_s": copy,
-        "blocks": measure(copy),
+        "blocks": measure(copy, options.block),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -16,12 +16,14 @@ FILL_CYCLES = 40_000_000  # 20 to 30 ms of an idle kernel, while the host queues
 REST_SECONDS = 0.3
 
 
-def median_ms(run: Callable[[], object], repeats: int = 50, warmup: int = 3) -> float:
+def median_ms(
+    run: Callable[[], object], repeats: int = 50, warmup: int = 3, rest_seconds: float = REST_SECONDS
+) -> float:
     """Median device time of `run` over `repeats` back-to-back launches, in milliseconds."""
     for _ in range(warmup):
         run()
     torch.cuda.synchronize()
-    time.sleep(REST_SECONDS)
+    time.sleep(rest_seconds)
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     torch.cuda._sleep(FILL_CYCLES)
     for begin, end in pairs:

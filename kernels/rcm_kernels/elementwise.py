@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rcm_kernels import elementwise_operators as operators
+from rcm_kernels.row_plan import even_heads, even_rows
 
 Optional = Tensor | None
 Activation: TypeAlias = Literal["gelu_tanh", "gelu_erf", "silu"]
@@ -124,7 +125,7 @@ def rms_norm_jvp(
         raise ValueError(f"table: expected {(x.shape[1], x.shape[3] // 2, 2)}, got {tuple(table.shape)}")
     if tangent is not None and tangent.shape != x.shape:
         raise ValueError(f"tangent: expected the shape of x {tuple(x.shape)}, got {tuple(tangent.shape)}")
-    x, tangent = _heads(x), None if tangent is None else _heads(tangent)
+    x, tangent = even_heads(x), None if tangent is None else even_heads(tangent)
     table = None if table is None else table.contiguous()
     if _needs_graph(x, weight):
         y, ty = _RmsNorm.apply(x, tangent, weight.contiguous(), table, interleaved, eps)  # type: ignore[no-untyped-call]
@@ -169,12 +170,14 @@ class _LayerNorm(torch.autograd.Function):
         eps: float,
     ) -> tuple[Optional, Optional, Optional, Optional]:
         results = operators.layer_norm(x, y, g, f, s, tx, ty, tg, tf, ts, norm, one, eps, True)
-        stats = results.pop() if norm else None
-        r = None if y is None else results.pop(0)
-        z = results.pop(0) if norm else None
-        has_tr = y is not None and (tx is not None or ty is not None or tg is not None)
-        tr = results.pop(0) if has_tr else None
-        tz = results.pop(0) if results else None
+        # Taken by index: compile follows no list that changes here, and would run the rest of the block eager.
+        has_r, has_tr = y is not None, y is not None and (tx is not None or ty is not None or tg is not None)
+        count = has_r + norm  # values come first, then their tangents, then the statistics
+        stats = results[-1] if norm else None
+        r = results[0] if has_r else None
+        z = results[count - 1] if norm else None
+        tr = results[count] if has_tr else None
+        tz = results[count + has_tr] if norm and len(results) > count + has_tr + 1 else None
         ctx.set_materialize_grads(False)
         # The same tensors in the same order with and without tangents: a recomputation has none.
         branch = y if g is not None and ctx.needs_input_grad[2] else None
@@ -202,9 +205,7 @@ class _LayerNorm(torch.autograd.Function):
             need_s and grad_z is not None,
         ]
         found = iter(
-            operators.layer_norm_backward(_laid(grad_r, r), _laid(grad_z, r), r, stats, y, g, f, ctx.one, wanted)
-            if any(wanted)
-            else ()
+            operators.layer_norm_backward(grad_r, grad_z, r, stats, y, g, f, ctx.one, wanted) if any(wanted) else ()
         )
         grad_x, grad_y, *sums = (next(found) if want else None for want in wanted)
         if grad_z is None:
@@ -233,7 +234,7 @@ class _RmsNorm(torch.autograd.Function):
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
         if grad is None:
             return (None,) * 6
-        found = iter(operators.rms_norm_backward(_heads(grad), x, rstd, weight, table, ctx.interleaved, wanted))
+        found = iter(operators.rms_norm_backward(grad, x, rstd, weight, table, ctx.interleaved, wanted))
         grad_x, grad_weight = (next(found) if want else None for want in wanted)
         return grad_x, None, _as(grad_weight, weight.dtype), None, None, None
 
@@ -253,7 +254,7 @@ class _Activation(torch.autograd.Function):
         _refuse(others, "the activation")
         if grad is None:
             return None, None, None
-        return operators.activation_backward(grad.contiguous(), ctx.saved_tensors[0], ctx.kind), None, None
+        return operators.activation_backward(grad, ctx.saved_tensors[0], ctx.kind), None, None
 
 
 def _needs_graph(*tensors: Optional) -> bool:
@@ -261,6 +262,9 @@ def _needs_graph(*tensors: Optional) -> bool:
 
 
 def _refuse(gradients: tuple[Optional, ...], *names: str) -> None:
+    """Raise when a tangent is asked for its gradient. Compile traces with one for every output: it cannot tell."""
+    if torch.compiler.is_compiling():
+        return
     for gradient, name in zip(gradients, names, strict=True):
         if gradient is not None:
             raise RuntimeError(NO_GRADIENT.format(name=name))
@@ -274,23 +278,11 @@ def _as(x: Optional, dtype: torch.dtype | None) -> Optional:
     return x if x is None or dtype is None or x.dtype == dtype else x.to(dtype)
 
 
-def _laid(x: Optional, like: Tensor) -> Optional:
-    return None if x is None else _rows(x, like, "grad")
-
-
 def _rows(x: Tensor, like: Tensor, name: str) -> Tensor:
     """`x` [B, L, D] with rows a fixed distance apart over the whole batch; copied where it is not."""
     if x.ndim != 3 or x.shape != like.shape:
         raise ValueError(f"{name}: expected [batch, length, dim] {tuple(like.shape)}, got {tuple(x.shape)}")
-    even = x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1)
-    return x if even and x.stride(2) == 1 else x.contiguous()
-
-
-def _heads(x: Tensor) -> Tensor:
-    """`x` [B, L, H, d] with contiguous rows a fixed distance apart over the whole batch; copied where it is not."""
-    even = x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1)
-    inner = x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3])
-    return x if even and inner else x.contiguous()
+    return even_rows(x)
 
 
 def _vector(x: Tensor, like: Tensor, name: str) -> Tensor:

@@ -3,6 +3,8 @@
 Defined on a plain `torch.library.Library`: they are called some ten times a block, and `custom_op`'s wrappers double
 the host's time (measured on a CPU: 45 us a call against 25). The gradient is the business of `elementwise.py`.
 
+Gradients come in any layout and are laid out here, inside the operator: compile traces a backward without strides.
+
 With `save` an operator returns what a backward needs and every result on its own. Without, a value and its tangent
 come as the halves of one tensor [2, ...], so that a product can take both as one matrix.
 """
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rcm_kernels import elementwise_reference as reference
-from rcm_kernels.row_plan import LONGEST_ROW
+from rcm_kernels.row_plan import LONGEST_ROW, even_heads, even_rows
 
 Optional = Tensor | None
 
@@ -124,9 +126,10 @@ def _layer_norm_backward(
     grad_x, grad_y = (
         torch.empty_like(r, memory_format=torch.contiguous_format) if want else None for want in wanted[:2]
     )
+    laid_r, laid_z = (None if grad is None else even_rows(grad) for grad in (grad_r, grad_z))
     with torch.cuda.device(r.device):
         sums = norm_jvp.launch_backward(
-            grad_r, grad_z, r, stats, y, g, f, grad_x, grad_y, (want_sums[0], want_sums[1], want_sums[2]), one
+            laid_r, laid_z, r, stats, y, g, f, grad_x, grad_y, (want_sums[0], want_sums[1], want_sums[2]), one
         )
     added = [None if part is None else part.sum(1, keepdim=True) for part in sums]
     return [grad for grad in (grad_x, grad_y, *added) if grad is not None]
@@ -177,7 +180,7 @@ def _rms_norm_backward(
 
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
     with torch.cuda.device(x.device):
-        partial = rope_jvp.launch_backward(grad, x, rstd, weight, table, out, wanted[1], interleaved)
+        partial = rope_jvp.launch_backward(even_heads(grad), x, rstd, weight, table, out, wanted[1], interleaved)
     return [one for one in (out, None if partial is None else partial.sum(0)) if one is not None]
 
 
@@ -210,7 +213,7 @@ def _activation_backward(grad: Tensor, x: Tensor, kind: str) -> Tensor:
         from rcm_kernels import gelu_jvp
 
         with torch.cuda.device(x.device):
-            gelu_jvp.launch(x, grad, None, out, kind)
+            gelu_jvp.launch(x, grad.contiguous(), None, out, kind)
     else:
         _copy((out,), reference.activation(x, grad, kind)[1:])
     return out

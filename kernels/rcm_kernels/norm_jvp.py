@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rcm_kernels.row_plan import backward_programs, rows_plan
+from rcm_kernels.row_plan import backward_plan, forward_plan, programs_and_chunk, row_stride
 
 UNSPECIALIZED = ["L", "chunk"]
 
@@ -33,16 +33,31 @@ def _pair_sum(a, b, c, d):
 
 
 @triton.jit
-def _tile(pointer, row, stride, column, mask):
-    """[ROWS, BLOCK] elements of rows in float32; outside the mask 0."""
+def _raw(pointer, row, stride, column, mask):
+    """[ROWS, BLOCK] elements of rows as they are stored; outside the mask 0."""
     at = row.to(tl.int64) * stride
-    return tl.load(pointer + at[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(pointer + at[:, None] + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _tile(pointer, row, stride, column, mask):
+    """Likewise in float32."""
+    return _raw(pointer, row, stride, column, mask).to(tl.float32)
 
 
 @triton.jit
 def _vector(pointer, at, column, D: tl.constexpr):
     """[1, BLOCK] elements that all rows of a batch item share, in float32."""
     return tl.load(pointer + at + column[None, :], mask=(column < D)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _factor(pointer, at, column, D: tl.constexpr, ONE: tl.constexpr):
+    """Likewise of the factor f, or of 1 + f."""
+    f = _vector(pointer, at, column, D)
+    if ONE:
+        f += 1.0
+    return f
 
 
 @triton.jit
@@ -94,9 +109,7 @@ def layer_norm_jvp_kernel(
         xh = centred * rstd[:, None]
         z = xh
         if F is not None:
-            f = _vector(F, batch * f_batch, column, D)
-            if ONE:
-                f += 1.0
+            f = _factor(F, batch * f_batch, column, D, ONE)
             z = xh * f
         if S is not None:
             z += _vector(S, batch * s_batch, column, D)
@@ -121,6 +134,7 @@ def layer_norm_backward_kernel(
     GR, GZ, R, STATS, Y, G, F, DX, DY, SUM_G, SUM_F, SUM_S, L, chunk,
     gr_row, gz_row, r_row, y_row, g_batch, f_batch,
     D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ONE: tl.constexpr, INPUTS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """`chunk` rows of one batch item: gradients of x and y, and this program's part of the sums for g, f and s."""
     batch = tl.program_id(1)
@@ -132,38 +146,54 @@ def layer_norm_backward_kernel(
     sum_g = tl.zeros([ROWS, BLOCK], tl.float32)
     sum_f = tl.zeros([ROWS, BLOCK], tl.float32)
     sum_s = tl.zeros([ROWS, BLOCK], tl.float32)
-    for start in range(first, last, ROWS):
+    # A load inside a loop with stages is copied through shared memory anew for each row, vectors too: keep them.
+    KEPT: tl.constexpr = STAGES > 1 and BLOCK <= 4096
+    if KEPT:
+        if F is not None:
+            f = _factor(F, batch * f_batch, column, D, ONE)
+        if DY is not None:
+            g = _vector(G, batch * g_batch, column, D)
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
         line = start + tl.arange(0, ROWS)
         row = batch * L + line
         mask = (line < last)[:, None] & wide
-        total = tl.zeros([ROWS, BLOCK], tl.float32)
-        if GR is not None:
-            total = _tile(GR, row, gr_row, column, mask)
+        # All rows are asked for before the first sum, whose barrier no load is moved across.
         if GZ is not None:
+            r = _raw(R, row, r_row, column, mask)
+            gz = _raw(GZ, row, gz_row, column, mask)
             at = row.to(tl.int64) * 2
             mean = tl.load(STATS + at, mask=line < last, other=0.0)
             rstd = tl.load(STATS + at + 1, mask=line < last, other=0.0)
-            centred = tl.where(mask, _tile(R, row, r_row, column, mask) - mean[:, None], 0.0)
-            xh = centred * rstd[:, None]
-            gz = _tile(GZ, row, gz_row, column, mask)
+        if GR is not None:
+            gr = _raw(GR, row, gr_row, column, mask)
+        if SUM_G is not None:
+            y = _raw(Y, row, y_row, column, mask)
+        total = tl.zeros([ROWS, BLOCK], tl.float32)
+        if GZ is not None:
+            # Outside the mask gz is 0, and xh meets nothing else.
+            xh = (r.to(tl.float32) - mean[:, None]) * rstd[:, None]
+            gz = gz.to(tl.float32)
             if SUM_S is not None:
                 sum_s += gz
             if SUM_F is not None:
                 sum_f += gz * xh
             if INPUTS:
                 if F is not None:
-                    f = _vector(F, batch * f_batch, column, D)
-                    if ONE:
-                        f += 1.0
+                    if not KEPT:
+                        f = _factor(F, batch * f_batch, column, D, ONE)
                     gz *= f
                 slope, along = tl.reduce((gz, gz * xh), 1, _pair_sum)
-                total += rstd[:, None] * (gz - (slope / D)[:, None] - xh * (along / D)[:, None])
+                total = rstd[:, None] * (gz - (slope / D)[:, None] - xh * (along / D)[:, None])
+        if GR is not None:
+            total += gr.to(tl.float32)
         if DX is not None:
             _put(DX, row, column, total, mask, D)
         if DY is not None:
-            _put(DY, row, column, total * _vector(G, batch * g_batch, column, D), mask, D)
+            if not KEPT:
+                g = _vector(G, batch * g_batch, column, D)
+            _put(DY, row, column, total * g, mask, D)
         if SUM_G is not None:
-            sum_g += total * _tile(Y, row, y_row, column, mask)
+            sum_g += total * y.to(tl.float32)
     at = program.to(tl.int64) * D + column
     if SUM_G is not None:
         tl.store(SUM_G + at, tl.sum(sum_g, 0), mask=column < D)
@@ -191,7 +221,7 @@ def launch(
     """Run the forward kernel.
 
     Args:
-        x: [B, L, D], rows `x.stride(1)` apart over the whole batch; likewise y, tx, ty.
+        x: [B, L, D], its rows evenly spaced over the whole batch; likewise y, tx, ty.
         y: Branch, or None.
         g: Gate [B, 1, D] with any batch stride, or None; likewise f, s and the tangents tg, tf, ts.
         f: Factor of the norm.
@@ -206,16 +236,27 @@ def launch(
         eps: Added to the variance.
     """
     batch, length, dim = x.shape
-    block, rows, warps = rows_plan(dim)
-    layer_norm_jvp_kernel[(triton.cdiv(length, rows), batch)](
+    plan = forward_plan("norm", dim)
+    layer_norm_jvp_kernel[(triton.cdiv(length, plan.rows), batch)](
         *(x, y, g, f, s, tx, ty, tg, tf, ts, *outputs, length),
-        *(_row(x), _row(y), _batch(g), _batch(f), _batch(s), _row(tx), _row(ty), _batch(tg), _batch(tf), _batch(ts)),
+        *(
+            row_stride(x),
+            row_stride(y),
+            _batch(g),
+            _batch(f),
+            _batch(s),
+            row_stride(tx),
+            row_stride(ty),
+            _batch(tg),
+            _batch(tf),
+            _batch(ts),
+        ),
         eps,
         D=dim,
-        BLOCK=block,
-        ROWS=rows,
+        BLOCK=plan.block,
+        ROWS=plan.rows,
         ONE=one,
-        num_warps=warps,
+        num_warps=plan.warps,
         enable_fp_fusion=False,
     )
 
@@ -252,25 +293,22 @@ def launch_backward(
         Those sums [B, P, D] float32, still to be added over P, or None.
     """
     batch, length, dim = r.shape
-    block, rows, warps = rows_plan(dim)
-    programs, chunk = backward_programs(batch, length, rows, any(wanted))
+    plan = backward_plan("norm", dim)
+    programs, chunk = programs_and_chunk(plan, batch, length, any(wanted))
     sums = [r.new_empty(batch, programs, dim, dtype=torch.float32) if one_wanted else None for one_wanted in wanted]
     layer_norm_backward_kernel[(programs, batch)](
         *(grad_r, grad_z, r, stats, y, g, f, grad_x, grad_y, *sums, length, chunk),
-        *(_row(grad_r), _row(grad_z), _row(r), _row(y), _batch(g), _batch(f)),
+        *(row_stride(grad_r), row_stride(grad_z), row_stride(r), row_stride(y), _batch(g), _batch(f)),
         D=dim,
-        BLOCK=block,
-        ROWS=rows,
+        BLOCK=plan.block,
+        ROWS=plan.rows,
         ONE=one,
         INPUTS=grad_x is not None or grad_y is not None or wanted[0],
-        num_warps=warps,
+        STAGES=plan.stages,
+        num_warps=plan.warps,
         enable_fp_fusion=False,
     )
     return sums
-
-
-def _row(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(1)
 
 
 def _batch(x: Tensor | None) -> int:

@@ -32,8 +32,8 @@ def _problem(q: Tensor, k: Tensor, scale: float, frame: int) -> Problem:
     return Problem(batch, heads, queries, k.shape[2], head_dim, scale, frame)
 
 
-def _distinct(result: Result) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return result.out, result.tangent, result.lse, result.mu  # type: ignore[return-value]
+def _distinct(result: Result, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _laid_as(result.out, q), _laid_as(result.tangent, q), result.lse, result.mu  # type: ignore[arg-type, return-value]
 
 
 @torch.library.custom_op("rcm_kernels::attn_jvp", mutates_args=())
@@ -41,7 +41,7 @@ def attn_jvp(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, scale: float, frame: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attention and its tangent, all tangents given: (out, tangent, lse, mu)."""
-    return _distinct(forward(q, k, v, tq, tk, tv, _problem(q, k, scale, frame)))
+    return _distinct(forward(q, k, v, tq, tk, tv, _problem(q, k, scale, frame)), q)
 
 
 @torch.library.custom_op("rcm_kernels::attn_jvp_q", mutates_args=())
@@ -49,7 +49,7 @@ def attn_jvp_q(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor, scale: float, frame: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attention and its tangent, k and v constant: (out, tangent, lse, mu)."""
-    return _distinct(forward(q, k, v, tq, None, None, _problem(q, k, scale, frame)))
+    return _distinct(forward(q, k, v, tq, None, None, _problem(q, k, scale, frame)), q)
 
 
 @torch.library.custom_op("rcm_kernels::attn_jvp_some", mutates_args=())
@@ -64,14 +64,14 @@ def attn_jvp_some(
     frame: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attention and its tangent, any non-empty set of tangents: (out, tangent, lse, mu)."""
-    return _distinct(forward(q, k, v, tq, tk, tv, _problem(q, k, scale, frame)))
+    return _distinct(forward(q, k, v, tq, tk, tv, _problem(q, k, scale, frame)), q)
 
 
 @torch.library.custom_op("rcm_kernels::attn", mutates_args=())
 def attn(q: Tensor, k: Tensor, v: Tensor, scale: float, frame: int) -> tuple[Tensor, Tensor]:
     """Attention without tangents: (out, lse)."""
     result = forward(q, k, v, None, None, None, _problem(q, k, scale, frame))
-    return result.out, result.lse
+    return _laid_as(result.out, q), result.lse
 
 
 @torch.library.custom_op("rcm_kernels::attn_backward", mutates_args=())
@@ -81,7 +81,18 @@ def attn_backward(
     """Gradients of q, k and v. It has no gradient itself: a second derivative raises."""
     backend = "eager" if requested_backend() == "eager" else None
     grad_q, grad_k, grad_v = attention_backward(grad, q, k, v, out, lse, scale=scale, frame=frame, backend=backend)
-    return grad_q.clone() if grad_q is grad else grad_q, grad_k, grad_v
+    grad_q = grad_q.clone() if grad_q is grad else grad_q
+    return _laid_as(grad_q, q), _laid_as(grad_k, k), _laid_as(grad_v, v)
+
+
+def _laid_as(result: Tensor, x: Tensor) -> Tensor:
+    """`result` with the strides that the fake form promises, those of `empty_like(x)`; only eager results have others.
+
+    Compiled code takes views by the promised strides.
+    """
+    if result.stride() == torch.empty_like(x, device="meta").stride():
+        return result
+    return torch.empty_like(x).copy_(result)
 
 
 def _fake_jvp(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

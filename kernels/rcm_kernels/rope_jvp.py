@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rcm_kernels.row_plan import backward_programs, warps_for
+from rcm_kernels.row_plan import backward_plan, forward_plan, programs_and_chunk, row_stride
 
 UNSPECIALIZED = ["L", "chunk"]
 
@@ -120,7 +120,7 @@ def rms_norm_jvp_kernel(
 def rms_norm_backward_kernel(
     GY, X, RSTD, W, TABLE, DX, SUM_W, L, chunk, g_row, x_row,
     H: tl.constexpr, SPAN: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
-    FULL: tl.constexpr,
+    FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """`chunk` rows of one batch item: gradient of x, and this program's part of the weight's sum."""
     batch = tl.program_id(1)
@@ -131,7 +131,7 @@ def rms_norm_backward_kernel(
     sum_a = tl.zeros([HEADS, HALF], tl.float32)
     sum_b = tl.zeros([HEADS, HALF], tl.float32)
     first = tl.program_id(0) * chunk
-    for line in range(first, tl.minimum(first + chunk, L)):
+    for line in tl.range(first, tl.minimum(first + chunk, L), num_stages=STAGES):
         row = (batch * L + line).to(tl.int64)
         a, b = _load(X, row * x_row, head, H, SPAN, HALF, PAIRS)
         ga, gb = _load(GY, row * g_row, head, H, SPAN, HALF, PAIRS)
@@ -173,7 +173,7 @@ def launch(
     """Run the forward kernel.
 
     Args:
-        x: [B, L, H, d], heads and elements contiguous, rows `x.stride(1)` apart over the whole batch; likewise tx.
+        x: [B, L, H, d], heads and elements contiguous, rows evenly spaced over the whole batch; likewise tx.
         tx: Tangent of x, or None.
         weight: [H d], the norm spans the row; or [d], it spans a head.
         table: (cos, sin) [L, d/2, 2] float32 contiguous, or None for no rotation.
@@ -182,8 +182,11 @@ def launch(
         eps: Added to the mean square.
     """
     options = _options(x, weight, interleaved and table is not None)
+    plan = forward_plan("rms", x.shape[2] * x.shape[3])
     rms_norm_jvp_kernel[(x.shape[1], x.shape[0])](
-        *(x, tx, weight, table, *outputs, x.shape[1], x.stride(1), 0 if tx is None else tx.stride(1), eps), **options
+        *(x, tx, weight, table, *outputs, x.shape[1], row_stride(x), row_stride(tx), eps),
+        **options,
+        num_warps=plan.warps,
     )
 
 
@@ -213,11 +216,15 @@ def launch_backward(
         The weight's sums [P, len(weight)] float32, still to be added over P, or None.
     """
     batch, length = x.shape[:2]
-    programs, chunk = backward_programs(batch, length, 1, sums)
+    plan = backward_plan("rms", x.shape[2] * x.shape[3])
+    programs, chunk = programs_and_chunk(plan, batch, length, sums)
     partial = x.new_empty(batch * programs, weight.shape[0], dtype=torch.float32) if sums else None
     options = _options(x, weight, interleaved and table is not None)
     rms_norm_backward_kernel[(programs, batch)](
-        *(grad, x, rstd, weight, table, grad_x, partial, length, chunk, grad.stride(1), x.stride(1)), **options
+        *(grad, x, rstd, weight, table, grad_x, partial, length, chunk, row_stride(grad), row_stride(x)),
+        **options,
+        STAGES=plan.stages,
+        num_warps=plan.warps,
     )
     return partial
 
@@ -232,6 +239,5 @@ def _options(x: Tensor, weight: Tensor, pairs: bool) -> dict[str, object]:
         "HALF": half,
         "PAIRS": pairs,
         "FULL": weight.shape[0] == heads * span,
-        "num_warps": warps_for(2 * padded * half),
         "enable_fp_fusion": False,
     }

@@ -15,18 +15,24 @@ pytestmark = pytest.mark.gpu
 BF16, FP16, F32 = torch.bfloat16, torch.float16, torch.float32
 # Rounding normal numbers costs 1.66e-3 in bf16 and 2.1e-4 in fp16; a norm sees a rounded residual and is rounded again.
 LIMITS = {BF16: 2.8e-3, FP16: 3.5e-4, F32: 1e-6}
+# That is the mean over many numbers. One number alone may be half a unit in the last place off.
+FEW = {BF16: 2**-8, FP16: 2**-11, F32: 1e-6}
 PARTS = ["", "fs", "ygfs", "yfs", "yg", "y"]
-many = settings(deadline=None, max_examples=60, derandomize=True)
+# Each row length, dtype and set of parts is a compilation: all sets for two, two sets for the others.
+NORMS = [
+    *((dim, dtype, parts) for dim, dtype in ((24, F32), (1536, BF16)) for parts in PARTS),
+    *((dim, dtype, parts) for dim, dtype in ((1000, FP16), (2048, BF16), (5120, BF16), (8192, F32))
+      for parts in ("ygfs", "fs")),
+]  # fmt: skip
+many = settings(deadline=None, max_examples=24, derandomize=True)
 
 
-def judge(errors, dtype):
-    assert max(errors.values()) < LIMITS[dtype], errors
+def judge(errors, dtype, limits=LIMITS):
+    assert max(errors.values()) < limits[dtype], errors
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP16, F32])
-@pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("dim", [24, 128, 1000, 1536, 2048, 5120, 8192])
-def test_layer_norm(dtype, parts, dim):
+@pytest.mark.parametrize(("dim", "dtype", "parts"), NORMS)
+def test_layer_norm(dim, dtype, parts):
     norm = parts not in ("yg", "y")
     for batch, length, width in ((1, 37, 1), (3, 5, 3)):
         args = cases.layer_norm_inputs(batch, length, dim, dtype=dtype, device="cuda", parts=parts, width=width)
@@ -37,24 +43,29 @@ def test_layer_norm(dtype, parts, dim):
 
 @many
 @given(st.sampled_from(PARTS), st.lists(st.sampled_from("xygfs"), unique=True), st.integers(1, 3), st.integers(1, 40),
-       st.integers(1, 300), st.integers(0, 1000))  # fmt: skip
+       st.sampled_from([48, 300]), st.integers(0, 1000))  # fmt: skip
 def test_layer_norm_with_any_tangents(parts, tangents, batch, length, dim, seed):
     norm = parts not in ("yg", "y")
     args = cases.layer_norm_inputs(batch, length, dim, dtype=F32, device="cuda", parts=parts,
                                    tangents="".join(tangents), seed=seed)  # fmt: skip
-    errors = cases.layer_norm_errors(launches.layer_norm, args, norm=norm)
-    if dim > 8:  # of few numbers the norm may divide by almost nothing
-        judge(errors, F32)
+    judge(cases.layer_norm_errors(launches.layer_norm, args, norm=norm), F32)
 
 
-HEADS = [(12, 128, True), (16, 128, False), (40, 128, True), (40, 128, False), (3, 72, True), (2, 10, False)]
+# heads, head dim, interleaved, norm over the whole row, rotation, dtype
+HEADS = [
+    *((12, 128, True, full, table, BF16) for full in (True, False) for table in (True, False)),
+    *((2, 10, False, full, table, F32) for full in (True, False) for table in (True, False)),
+    (16, 128, False, False, True, BF16),
+    (16, 128, False, False, False, FP16),
+    (40, 128, True, True, True, BF16),
+    (40, 128, False, False, True, BF16),
+    (1, 1536, True, True, False, BF16),
+    (3, 72, True, False, True, F32),
+]
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP16, F32])
-@pytest.mark.parametrize(("heads", "dim", "interleaved"), HEADS)
-@pytest.mark.parametrize("full", [True, False])
-@pytest.mark.parametrize("table", [True, False])
-def test_rms_norm(dtype, heads, dim, interleaved, full, table):
+@pytest.mark.parametrize(("heads", "dim", "interleaved", "full", "table", "dtype"), HEADS)
+def test_rms_norm(heads, dim, interleaved, full, table, dtype):
     for batch, length, width in ((1, 37, 1), (3, 5, 3)):
         args = cases.rms_inputs(
             batch, length, heads, dim, dtype=dtype, device="cuda", full=full, table=table, width=width
@@ -63,15 +74,18 @@ def test_rms_norm(dtype, heads, dim, interleaved, full, table):
         judge(cases.rms_backward_errors(launches.rms_norm_backward, args, interleaved), dtype)
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP16, F32])
+COUNTS = [*((count, dtype) for dtype in (BF16, FP16, F32) for count in (7, 100_003)), (1, BF16), (2048, BF16)]
+
+
+@pytest.mark.parametrize(("count", "dtype"), COUNTS)
 @pytest.mark.parametrize("kind", ["gelu_tanh", "gelu_erf", "silu"])
-@pytest.mark.parametrize("count", [1, 7, 2048, 100_003])
-def test_activation(dtype, kind, count):
+def test_activation(count, dtype, kind):
     generator = torch.Generator("cuda").manual_seed(count)
     x, tx = (cases.randn(generator, count, dtype=dtype, device="cuda") for _ in range(2))
+    limits = FEW if count < 1000 else LIMITS
     for scale in (1.0, 5.0):
-        judge(cases.activation_errors(launches.activation, x * scale, tx, kind), dtype)
-        judge(cases.activation_errors(launches.activation, x * scale, None, kind), dtype)
+        judge(cases.activation_errors(launches.activation, x * scale, tx, kind), dtype, limits)
+        judge(cases.activation_errors(launches.activation, x * scale, None, kind), dtype, limits)
 
 
 def test_tails_of_the_activations_keep_their_relative_precision():
@@ -100,8 +114,7 @@ def test_a_primal_has_the_same_bits_with_and_without_tangents(dim):
 def test_repeats_are_bitwise_equal():
     """Sums over rows too: no atomics."""
     args = cases.layer_norm_inputs(2, 3000, 1536, dtype=BF16, device="cuda")
-    x, y, g, f, s = args[:5]
-    leaves = [a.clone().requires_grad_() for a in (x, y, g, f, s)]
+    leaves = [a.clone().requires_grad_() for a in args[:5]]
     weight = torch.randn(1536, device="cuda").requires_grad_()
 
     def run():

@@ -10,7 +10,7 @@ from cases import inputs
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
-from rcm_kernels import attention, attention_jvp
+from rcm_kernels import attention, attention_backward, attention_jvp
 
 F64 = torch.float64
 ops = torch.ops.rcm_kernels
@@ -39,12 +39,17 @@ def test_operators_pass_opcheck(pattern):
 def test_fake_strides_equal_real_strides(layout):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    def run(*args):
+        result = attention_jvp(*args)
+        gradients = attention_backward(result.out, *args[:3], result.out, result.lse)
+        return (*result, *attention_jvp(*args[:3])[:1], *gradients)
+
     args = inputs(2, 3, 6, 6, 16, dtype=torch.float32, layout=layout)
-    real = attention_jvp(*args)
+    real = run(*args)
     with FakeTensorMode() as mode:
-        fake = attention_jvp(*(mode.from_tensor(x) for x in args))
-    assert [x.dtype for x in fake] == [x.dtype for x in real]
-    assert [x.shape for x in fake] == [x.shape for x in real]
+        fake = run(*(mode.from_tensor(x) for x in args))
+    for one, other in zip(fake, real, strict=True):
+        assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
 
 
 @pytest.mark.parametrize("pattern", ["q", "kv", "qkv"])

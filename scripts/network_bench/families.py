@@ -11,6 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 
 # The first pattern that fits a kernel's name gives its family.
 FAMILIES = (
+    # cuDNN's backward is three kernels: rowsum(dO O), the gradients, and dQ from float32.
+    ("attention backward", r"sdpa\w*bprop|compute_dot_do_o|convert_dq|flash_bwd|fmha\w*backward"),
     ("attention", r"attention_jvp|merge_kernel|fmha|flash|sdpa|sdp_"),
     ("matrix products", r"gemm|nvjet|cutlass|cublas|splitK|xmma"),
     ("fused elementwise", r"_jvp_kernel|_plain_kernel|_backward_kernel|_sums_kernel"),
@@ -29,7 +31,7 @@ def family_of(kernel: str) -> str:
 
 
 def breakdown(step: Callable[[], object]) -> dict[str, object]:
-    """One profiled call: milliseconds and launches by family, and the ten kernels that took longest."""
+    """One profiled call: milliseconds and launches by family, and the thirty kernels that took longest."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize()
@@ -43,6 +45,6 @@ def breakdown(step: Callable[[], object]) -> dict[str, object]:
         family = family_of(event.key)
         time_ms[family] += spent
         launches[family] += event.count
-        kernels.append({"kernel": event.key[:120], "family": family, "ms": spent, "launches": event.count})
+        kernels.append({"kernel": event.key[:160], "family": family, "ms": spent, "launches": event.count})
     kernels.sort(key=lambda row: -float(row["ms"]))
-    return {"ms": dict(time_ms.most_common()), "launches": dict(launches), "longest": kernels[:10]}
+    return {"ms": dict(time_ms.most_common()), "launches": dict(launches), "longest": kernels[:30]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from network_bench.cases import Case, Inputs, make_inputs, make_network
+from network_bench.stopwatch import Stopwatch
 from rcm_sidecar.distributed.fsdp import shard
 from rcm_sidecar.dual import Dual
 from rcm_sidecar.methods.scm import scm_loss
@@ -20,6 +22,19 @@ from rcm_sidecar.networks.inputs import Checkpointing
 from rcm_sidecar.training.optimizer import AdamW
 
 Step = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A step whose parts are timed."""
+
+    step: Step
+    watch: Stopwatch
+
+    def __call__(self) -> object:
+        """One pass."""
+        return self.step()
+
 
 GUIDANCE = 5.0
 LEARNING_RATE = 1e-6
@@ -77,7 +92,7 @@ def _backward(mode: Checkpointing, tangents: bool) -> Callable[[Case, int | None
 
 
 def student_update(case: Case, layers: int | None, device: torch.device, compiled: bool) -> Step:
-    """Teacher with guidance, dual student, backward, clipping and AdamW: the trainer's student step.
+    """Teacher with guidance, dual student, backward, clipping and AdamW: the trainer's student step, timed by parts.
 
     As in training: the student's parameters are float32 in FSDP units that compute in bf16 (one process here), the
     teacher's are bf16, and the block keeps attention's results (asymmetric checkpointing).
@@ -92,11 +107,16 @@ def student_update(case: Case, layers: int | None, device: torch.device, compile
     shard(student, dist.device_mesh.init_device_mesh(device.type, (1,)))
     optimizer = AdamW(dict(student.named_parameters()), betas=(0.0, 0.99), epsilon=1e-8, weight_decay=0.01)
 
-    def step() -> float:
-        optimizer.zero_grad()
+    watch = Stopwatch(device)
+    timed_teacher, timed_student = _timed(watch, "teacher", teacher), _timed(watch, "dual forward", student)
+
+    def step() -> None:
+        watch.start_pass()
+        with watch.part("optimizer"):
+            optimizer.zero_grad()
         loss = scm_loss(
-            student,
-            teacher,
+            timed_student,
+            timed_teacher,
             given.x,
             given.tx,
             given.u,
@@ -105,13 +125,22 @@ def student_update(case: Case, layers: int | None, device: torch.device, compile
             guidance=GUIDANCE,
             time_scale=student.spec.time_scale,
         )
-        loss.total.backward()
-        norm = optimizer.gradient_norm()
-        optimizer.clip(1.0, norm)
-        optimizer.step(LEARNING_RATE)
-        return float(norm)
+        with watch.part("backward"):
+            loss.total.backward()
+        with watch.part("optimizer"):
+            norm = optimizer.gradient_norm()
+            optimizer.clip(1.0, norm)
+            optimizer.step(LEARNING_RATE)
 
-    return step
+    return Parts(step, watch)
+
+
+def _timed(watch: Stopwatch, part: str, net: Network) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        with watch.part(part):
+            return net(*args, **options)
+
+    return call
 
 
 PASSES: dict[str, Callable[[Case, int | None, torch.device, bool], Step]] = {
@@ -123,6 +152,11 @@ PASSES: dict[str, Callable[[Case, int | None, torch.device, bool], Step]] = {
     "dual+backward asymmetric": dual_backward("asymmetric"),
     "update": student_update,
 }
+
+
+KEPT_AND_COMPILED = "not offered: a compiled body saves other tensors in its recomputation than in its dual forward"
+NOT_COMPILED = {"dual+backward asymmetric": KEPT_AND_COMPILED, "update": KEPT_AND_COMPILED}
+"""Passes that keep attention's results do not go with compile (test/py/dual/test_fused_compile.py)."""
 
 
 def compile_blocks(net: Network) -> None:

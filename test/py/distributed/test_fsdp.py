@@ -18,6 +18,8 @@ def test_steps_and_precision(tmp_path):
         ("step_equals_one_process", "wan", True, "dmd"),
         ("step_equals_one_process", "cosmos", True, "scm"),
         ("step_equals_one_process", "cosmos", False, "dmd"),
+        ("step_equals_one_process", "wan", False, "scm", True),
+        ("step_equals_one_process", "cosmos", True, "scm", True),
         ("bf16_parameters", "wan"),
         ("casting_the_inputs_fails", "wan"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from rcm_sidecar.distributed.fsdp import HALF_PRECISION, STORED_PRECISION, shard
-from rcm_sidecar.dual import Dual
+from rcm_sidecar.dual import Dual, attention, fused
 from rcm_sidecar.methods.dcm import dcm_loss
 from rcm_sidecar.methods.dmd import critic_loss, dmd_loss, rollout
 from rcm_sidecar.methods.scm import scm_loss
@@ -129,9 +130,17 @@ def half():
     return slice(dist.get_rank() * share, (dist.get_rank() + 1) * share)
 
 
-def step_equals_one_process(family, lora, step):
+def step_equals_one_process(family, lora, step, kernels=False):
+    """With `kernels` the two processes compute through `rcm_kernels` (its CPU form), the one they equal does not."""
     mesh = init_device_mesh("cpu", (RANKS,))
     alone = train(Setting(family, lora), step, batch_of(family, slice(None)))
+    if kernels:
+        with patch.object(fused, "runs_fused", lambda _: True), patch.object(attention, "runs_fused", lambda _: True):
+            return sharded_step_equals(family, lora, step, mesh, alone)
+    sharded_step_equals(family, lora, step, mesh, alone)
+
+
+def sharded_step_equals(family, lora, step, mesh, alone):
     setting = Setting(family, lora, prepare=lambda net: shard(net, mesh, STORED_PRECISION))
     for name, parameter in setting.parameters["student"].items():
         assert len(parameter.to_local()) <= -(-len(parameter) // RANKS), f"{name} is not sharded"

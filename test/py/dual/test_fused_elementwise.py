@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import small_cosmos, small_wan
-from networks.checks import MODES, assert_equal_gradients, gradients, loss_of
+from networks.checks import MODES, CountOps, assert_equal_gradients, gradients, loss_of
 
-from rcm_sidecar.dual import Dual, fused, ops
+from rcm_sidecar.dual import Dual, attention, fused, ops
 
 NETWORKS = {"wan2.1": small_wan, "cosmos-predict2": small_cosmos}
 
@@ -139,6 +139,27 @@ def test_dual_and_plain_forward_save_the_same(family, through_kernels):
     assert len(saved[0]) == len(saved[1]) > 50
     for one, other in zip(*saved, strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_one_step_runs_attention_once_a_layer(family, through_kernels, monkeypatch):
+    """Dual self attention once, with constant text once, no attention in the recomputation, no tangent twice."""
+    monkeypatch.setattr(attention, "runs_fused", lambda q: True)
+    net = NETWORKS[family].small_network()
+    net.activation_checkpointing = "asymmetric"
+    layers = net.config.num_layers
+    x, t, text, tx, tt = NETWORKS[family].small_inputs()
+    with CountOps() as forward:
+        out = small_wan.derivative(net, x, t, text, tx, tt)
+    with CountOps() as backward:
+        loss_of(out.primal).backward()
+    names = ("attn_jvp", "attn_jvp_q", "attn_jvp_some", "attn", "attn_backward")
+    assert [forward.counts[name] for name in names] == [layers, layers, 0, 0, 0]
+    assert [backward.counts[name] for name in names] == [0, 0, 0, 0, 2 * layers]
+    for name in ("layer_norm", "rms_norm"):
+        recomputed = backward.counts[f"{name}_jvp"]
+        assert 0 < recomputed <= forward.counts[f"{name}_jvp"]
+        assert backward.counts[f"{name}_backward"] == forward.counts[f"{name}_jvp"]
 
 
 def test_a_gradient_of_a_tangent_is_an_error():
