@@ -26,6 +26,7 @@ def test_two_processes_take_the_steps_of_one(tiny_teacher: Path, tmp_path: Path)
         trainer_ranks,
         ("talk",),
         ("every_rank_finds_the_bad_sample", str(tiny_teacher)),
+        ("replicas_are_summed_once_a_step", str(tiny_teacher)),
         ("pretraining_equals_one_process",),
         equal(tiny_teacher, "rcm", False, (2, 1, "auto")),
         equal(tiny_teacher, "rcm", True, (1, 2, "auto")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from distributed.context_ranks import CountCollectives
 from training.tiny_run import tiny_config
 
 from rcm_sidecar.data.training_data import TensorData
@@ -92,6 +93,27 @@ def equals_one_process(teacher, method, lora, shard, context, kind="auto"):
     for name, value in trained.shown.parameters.items():
         assert len(local(value)) <= -(-len(value) // parts), f"{name} is not sharded"
         assert local(trained.shown.emas[0].weights[name]).shape == local(value).shape
+
+
+def replicas_are_summed_once_a_step(teacher):
+    """Two micro-batches of two losses: gradients of replicas are summed after the last backward only."""
+    changes = {
+        "teacher.weights": teacher,
+        "schedule.microBatchSize": 2,
+        "losses.scm.tangentWarmupUpdates": 0,
+        "schedule.studentEvery": 1,
+    }
+    trained = setup.set_up_distillation(tiny_config(changes), True, team_of(1, 1))
+    trained.trainer.run_step()
+    with CountCollectives() as counted:
+        result = trained.trainer.run_step()
+    assert result.phase == "student" and "dmd/loss" in result.values
+    assert counted.counts["allreduce_"] == units_of(trained.learner.network) + 1, counted.counts
+
+
+def units_of(network):
+    """Groups of parameters that are gathered together: every block, the wide parts as one, the rest."""
+    return len(network.blocks) + 2
 
 
 def pretraining_equals_one_process():
