@@ -20,7 +20,7 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'data.maxBadSamples': [100],
   'compute.nodes': [1],
   'compute.launcher': ['auto', 'local'],
-  'compute.precision': [precision('fp32'), precision('bf16')],
+  'compute.precision': [precision('fp32', 'fp32'), precision('bf16', 'bf16'), precision('bf16', 'fp32')],
   'compute.profile': [false],
   'compute.activationCheckpointing': ['none', 'block', 'asymmetric'],
   'compute.offload': ['none'],
@@ -37,8 +37,8 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'notify.webhook': [null],
 };
 
-function precision(matrices: 'fp32' | 'bf16') {
-  return { compute: matrices, residual: matrices, time: 'fp32', master: 'fp32', reduce: 'fp32', ema: 'fp32' };
+function precision(matrices: 'fp32' | 'bf16', residual: 'fp32' | 'bf16') {
+  return { compute: matrices, residual, time: 'fp32', master: 'fp32', reduce: 'fp32', ema: 'fp32' };
 }
 
 export interface NotYet {
