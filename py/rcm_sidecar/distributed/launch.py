@@ -92,9 +92,14 @@ class Ranks:
         self._changed = threading.Condition()
         self._ending = False
         self.store, port = _open_store(world)
+        self._start, self._world, self._port = start, world, port
         self._processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(1, world):
-            self._start(start, rank, world, port)
+
+    def begin(self) -> None:
+        """Start them."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        for rank in range(1, self._world):
+            self._begin(rank)
 
     def lost(self, patience_seconds: float) -> RankLost | None:
         """The first rank that ended in error; waits for one, because a broken connection shows before the exit."""
@@ -117,10 +122,9 @@ class Ranks:
             if process.stdin is not None:
                 process.stdin.close()
 
-    def _start(self, start: TrainingStart, rank: int, world: int, port: int) -> None:
-        self._logs.mkdir(parents=True, exist_ok=True)
+    def _begin(self, rank: int) -> None:
         read, write = os.pipe()
-        line = RankLine(ppid=os.getpid(), rank=rank, port=port, report=write, start=start)  # type: ignore[arg-type]
+        line = RankLine(ppid=os.getpid(), rank=rank, port=self._port, report=write, start=self._start)  # type: ignore[arg-type]
         with (self._logs / f"rank-{rank}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-u", "-X", "faulthandler", str(_LAUNCH), "--rank"],
@@ -128,16 +132,15 @@ class Ranks:
                 stdout=log,
                 stderr=log,
                 pass_fds=(write,),
-                env={**os.environ, **_variables(rank, world, port)},
+                env={**os.environ, **_variables(rank, self._world, self._port)},
             )
+        self._processes.append(process)
         os.close(write)
+        threading.Thread(target=self._watch, args=(rank, process, os.fdopen(read, "rb")), daemon=True).start()
         assert process.stdin is not None
         # The pipe stays open: its end ends the rank, should nothing else.
         process.stdin.write(msgspec.json.encode(line) + b"\n")
         process.stdin.flush()
-        self._processes.append(process)
-        watch = threading.Thread(target=self._watch, args=(rank, process, os.fdopen(read, "rb")), daemon=True)
-        watch.start()
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes], report: IO[bytes]) -> None:
         with report:
@@ -173,13 +176,14 @@ def leading(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[J
     ranks = Ranks(start, sizes.world, link)
     patience = 0.0
     try:
+        ranks.begin()
         with _joined(ranks.store, 0, sizes, compute, device) as team:
             yield team
         patience = _LEAVE_SECONDS
     except (JobCancelled, SidecarError):
         raise
     except Exception as error:
-        lost = ranks.lost(_NOTICE_SECONDS if isinstance(error, RuntimeError) else 0.0)
+        lost = ranks.lost(_NOTICE_SECONDS if isinstance(error, (RuntimeError, OSError)) else 0.0)
         if lost is None:
             raise
         raise lost from error
