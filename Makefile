@@ -38,8 +38,9 @@ test: .dev/.ready ## lint, types, unit, contract, integration and end-to-end tes
 test-long: .dev/.ready ## what takes long: kills, soak, fifty tries, other Node versions, the environment, a browser
 	bash scripts/test-long.sh $(ARGS)
 
-test-gpu: .dev/.ready ## the kernels against fp64 on this machine's GPU
+test-gpu: .dev/.ready ## the kernels against fp64 and the trainer against the CPU, on this machine's GPU
 	$(MAKE) -C kernels test-gpu PYTHON="PYTHONPATH=$(CURDIR)/.dev $$($(CLI) env path)" ARGS="$(ARGS)"
+	PYTHONPATH="$(CURDIR)/.dev:$(CURDIR)/py:$(CURDIR)/kernels" $$($(CLI) env path) -m pytest -c py/pyproject.toml --rootdir . -m gpu test/py
 
 lint: .dev/.ready ## formatters, linters and type checkers of both languages, changing nothing
 	bash scripts/lint.sh

@@ -1,5 +1,7 @@
 """Start of the sidecar: `<python> -P -u -X faulthandler py/launch.py`, with one line of JSON on stdin.
 
+With `--rank` it is one of the further processes of a training job, which the sidecar starts.
+
 Nothing is installed: exactly `py/` and `kernels/` of this package are put on the module path. The guard against
 becoming an orphan stands before anything heavy is imported.
 """
@@ -19,6 +21,11 @@ from rcm_sidecar import guard  # noqa: E402
 
 if __name__ == "__main__":
     line = guard.begin()
+
+    if "--rank" in sys.argv:
+        from rcm_sidecar import rank_process
+
+        sys.exit(rank_process.main(line))
 
     from rcm_sidecar import server
 

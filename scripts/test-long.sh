@@ -12,5 +12,5 @@ if ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
 fi
 
 RCM_TEST_LONG=1 node_modules/.bin/vitest run "$@"
-"$python" -m pytest -c py/pyproject.toml --rootdir . -m long --durations 15 test/py
+"$python" -m pytest -c py/pyproject.toml --rootdir . -m 'long and not gpu' --durations 15 test/py
 (cd kernels && "$python" -m pytest -m 'long and not gpu' --durations 10 tests)

@@ -9,5 +9,5 @@ export PYTHONPATH="$PWD/.dev:$PWD/py:$PWD/kernels"
 
 bash scripts/lint.sh
 node_modules/.bin/vitest run "$@"
-"$python" -m pytest -c py/pyproject.toml --rootdir . -m 'not long' --durations 12 test/py
+"$python" -m pytest -c py/pyproject.toml --rootdir . -m 'not long and not gpu' --durations 12 test/py
 (cd kernels && "$python" -m pytest -m 'not long and not gpu' --durations 8 tests)

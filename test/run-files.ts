@@ -1,9 +1,10 @@
+import { createHash } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 interface Manifest {
   readonly step: number;
-  readonly files: Readonly<Record<string, { readonly sha256: string }>>;
+  readonly files: Readonly<Record<string, unknown>>;
 }
 
 interface MetricLine {
@@ -28,13 +29,24 @@ export function onlyRun(runsDir: string): string {
   return join(runsDir, names[0] ?? '');
 }
 
-/** sha256 of each file of weights of the last checkpoint: what has to be equal bit by bit after a resume. */
+/** sha256 of the weights of the last checkpoint, by file: what has to be equal bit by bit after a resume. */
 export function finalWeights(runDir: string): Readonly<Record<string, string>> {
   const checkpoints = join(runDir, 'checkpoints');
   const last = readdirSync(checkpoints).sort().at(-1) ?? '';
   const manifest = readJson(join(checkpoints, last, 'manifest.json')) as unknown as Manifest;
-  const weights = Object.entries(manifest.files).filter(([name]) => name.endsWith('.safetensors'));
-  return Object.fromEntries(weights.map(([name, file]) => [`${manifest.step}/${name}`, file.sha256]));
+  const names = Object.keys(manifest.files).filter(name => name.endsWith('.safetensors'));
+  return Object.fromEntries(
+    names.map(name => [`${manifest.step}/${name}`, tensorsHash(join(checkpoints, last, name))]),
+  );
+}
+
+/** Of all but the metadata, which the library writes in random order. */
+function tensorsHash(path: string): string {
+  const content = readFileSync(path);
+  const dataStart = 8 + Number(content.readBigUInt64LE(0));
+  const { __metadata__, ...tensors } = JSON.parse(content.toString('utf8', 8, dataStart)) as Record<string, unknown>;
+  if (Object.keys(tensors).length === 0) throw new Error(`${path} holds no tensors`);
+  return createHash('sha256').update(JSON.stringify(tensors)).update(content.subarray(dataStart)).digest('hex');
 }
 
 /** Metrics by step and phase, those of the highest attempt, without what measures time. */

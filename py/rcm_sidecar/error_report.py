@@ -18,10 +18,12 @@ def error_body(error: BaseException, *, step: int | None = None, code: str = "E_
     """Describe an exception.
 
     Args:
-        error: Any exception; a SidecarError brings its own code, hint and details.
+        error: Any exception; a SidecarError brings its own code, hint and details. One with a `remote` body, of
+            another process, has that body's frames first.
         step: Step it happened at, if any.
         code: Code of an exception that brings none.
     """
+    remote: ErrorBody | None = getattr(error, "remote", None)
     coded = next((link for link in _chain(error) if isinstance(link, SidecarError)), None)
     top = error if isinstance(error, SidecarError) else None
     details: Any = getattr(top, "details", None)
@@ -29,8 +31,10 @@ def error_body(error: BaseException, *, step: int | None = None, code: str = "E_
         code=top.code if top else (coded.code if coded else code),
         message=_short(str(error)) or type(error).__name__,
         hint=top.hint if top else (coded.hint if coded else None),
-        chain=tuple(_link(link) for link in _chain(error)),
-        traceback=_short("".join(traceback.format_exception(error)), keep_end=True),
+        chain=(*(() if remote is None else remote.chain), *(_link(link) for link in _chain(error))),
+        traceback=_short("".join(traceback.format_exception(error)), keep_end=True)
+        if remote is None
+        else remote.traceback,
         step=step,
         details=_plain(details) if isinstance(details, dict) else {},
     )

@@ -89,7 +89,7 @@ def start_group_watcher(node_pid: int, pipe: int) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(ignored, signal.SIG_IGN)
         _wait_for_any(node_pid, sidecar_pid)
         os.killpg(sidecar_pid, signal.SIGKILL)

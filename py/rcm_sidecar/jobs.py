@@ -7,12 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-from rcm_sidecar.checkpoints.training_state import Manifest, TrainingState, load_checkpoint
+from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
+from rcm_sidecar.distributed.job_team import JobTeam
+from rcm_sidecar.distributed.launch import RankLine, following, leading
 from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.fetch_job import run_fetch
-from rcm_sidecar.link import Cancel, JobCancelled, JobLink
+from rcm_sidecar.link import Cancel, JobCancelled, JobLink, SilentLink
 from rcm_sidecar.protocol import DistillStart, EndBody, FetchStart, RunStart, SampleStart, TrainingStart, WeightsStart
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.determinism import set_up
@@ -42,23 +44,38 @@ def run_job(start: RunStart, link: JobLink) -> EndBody:
         return run_weights(start, link)
     if isinstance(start, FetchStart):
         return run_fetch(start, link)
-    return _run_training(start, link)
-
-
-def _run_training(start: TrainingStart, link: JobLink) -> EndBody:
     link.activity("loading", 0)
     config = parse_config(start.config)
+    with leading(start, config.compute, link) as team:
+        return _train(start, config, link, team)
+
+
+def follow_training(line: RankLine) -> None:
+    """Take part in a training job that rank 0 leads; returns when it ends.
+
+    Raises:
+        SidecarError: as `run_job`.
+        JobCancelled: as `run_job`.
+    """
+    config = parse_config(line.start.config)
+    with following(line, config.compute) as team:
+        _train(line.start, config, SilentLink(), team)
+
+
+def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam) -> EndBody:
+    """What every process of a job does."""
     resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
-    threads = config.compute.threads if resumed is None else resumed[1].environment.threads
-    environment = set_up(config.compute.device, threads, config.compute.deterministic)
+    own_threads = max(1, config.compute.threads // config.compute.gpus_per_node)
+    threads = own_threads if resumed is None else resumed[1].environment.threads
+    environment = set_up(threads, config.compute.deterministic, team.sizes)
     choose_kernels(config.compute.attention)
     if resumed is not None:
         check_drift(resumed[1], environment, start.allow_drift, link)
-    trained = _set_up(start, config, resumed)
+    trained = _set_up(start, config, resumed, team)
     warning = statistics_warning(trained.data.statistics())
     if warning is not None:
         link.log("warn", warning)
-    link.requests.raise_if_cancelled_now()
+    team.alone(link.requests.raise_if_cancelled_now)
     products = Products(start, config, trained, link)
     loop = TrainingLoop(start, config, trained, products, environment, config_hash(config), link)
     if resumed is not None:
@@ -69,11 +86,13 @@ def _run_training(start: TrainingStart, link: JobLink) -> EndBody:
     return loop.run()
 
 
-def _set_up(start: TrainingStart, config: RunConfig, resumed: tuple[TrainingState, Manifest] | None) -> Trained:
+def _set_up(
+    start: TrainingStart, config: RunConfig, resumed: tuple[StoredState, Manifest] | None, team: JobTeam
+) -> Trained:
     if isinstance(start, DistillStart):
         # A resumed run was checked when it began, and its student is no copy of the teacher any more.
-        return set_up_distillation(config, check=config.health.teacher_check and resumed is None)
-    return set_up_pretraining(config)
+        return set_up_distillation(config, config.health.teacher_check and resumed is None, team)
+    return set_up_pretraining(config, team)
 
 
 def config_hash(config: RunConfig) -> str:
@@ -82,7 +101,7 @@ def config_hash(config: RunConfig) -> str:
 
 
 def _abandon_step(link: JobLink) -> None:
-    """A cancel without a checkpoint need not wait for the end of a step."""
+    """A cancel without a checkpoint need not wait for the end of a step; the other processes are ended then."""
     cancel: Cancel | None = link.requests.cancelled()
     if cancel is not None and not cancel.checkpoint:
         raise JobCancelled(cancel)

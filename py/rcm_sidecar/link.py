@@ -6,6 +6,7 @@ the I/O thread. Everything here may be called from any thread.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -140,6 +141,10 @@ class Requests:
     def cancelled(self) -> Cancel | None:
         """The cancellation, once asked for; it stays."""
         return self._cancel
+
+    def waiting(self) -> bool:
+        """Whether anything is asked for that the job has not taken yet."""
+        return self._cancel is not None or self._pause or bool(self._checkpoints or self._samples)
 
     def raise_if_cancelled_now(self) -> None:
         """Raise JobCancelled if the job was cancelled: for loops that are longer than a step."""
@@ -279,6 +284,10 @@ class JobLink(Protocol):
         """Write a log record."""
         ...
 
+    def lost(self, error: BaseException) -> None:
+        """Another process of the job is gone and the job's own thread hangs: end the job with this error for it."""
+        ...
+
     def paused(self, step: int) -> None:
         """The job stands still (called by `Requests.wait_while_paused`)."""
         ...
@@ -343,6 +352,9 @@ class RecordingLink:
     def log(self, level: LogLevel, message: str, **fields: Any) -> None:  # noqa: D102
         self._record("log", {"level": level, "message": message, "fields": fields})
 
+    def lost(self, error: BaseException) -> None:  # noqa: D102
+        self._record("lost", error)
+
     def paused(self, step: int) -> None:  # noqa: D102
         self._record("paused", step)
 
@@ -354,3 +366,50 @@ class RecordingLink:
         self.records.append(record)
         if self._on_record is not None:
             self._on_record(record)
+
+
+class SilentLink:
+    """The link of a process that does not lead: nothing is reported, a person finds activities and logs in its log."""
+
+    def __init__(self) -> None:
+        self.requests = Requests()
+
+    def activity(self, name: ActivityName, step: int) -> None:  # noqa: D102
+        self._print(f"{name} at step {step}")
+
+    def progress(self, progress: Progress) -> None:  # noqa: D102
+        return
+
+    def metric(self, step: int, phase: str, values: Mapping[str, float]) -> None:  # noqa: D102
+        return
+
+    def checkpoint(self, body: CheckpointBody) -> None:  # noqa: D102
+        return
+
+    def sample(self, grid: SampleGrid) -> None:  # noqa: D102
+        return
+
+    def evaluation(self, body: EvaluationBody) -> None:  # noqa: D102
+        return
+
+    def weights(self, report: WeightsReport) -> None:  # noqa: D102
+        return
+
+    def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:  # noqa: D102
+        self._print(f"{code}: {message}")
+
+    def log(self, level: LogLevel, message: str, **fields: Any) -> None:  # noqa: D102
+        self._print(f"{level}: {message}")
+
+    def lost(self, error: BaseException) -> None:  # noqa: D102
+        self._print(str(error))
+
+    def paused(self, step: int) -> None:  # noqa: D102
+        return
+
+    def continued(self, step: int) -> None:  # noqa: D102
+        return
+
+    @staticmethod
+    def _print(text: str) -> None:
+        print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)

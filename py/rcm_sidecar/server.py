@@ -11,6 +11,7 @@ import os
 import platform
 import queue
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ class _Server:
         self._last_job: RunStart | None = None
         self._ready = False
         self._leaving_seconds = 5.0
+        self._end_lock = threading.Lock()
 
     # Main thread
 
@@ -158,8 +160,19 @@ class _Server:
             end = self._run(run_job, start, link)
             link.requests.close()
             link.current_activity = "idle"
+            self._end(end, link)
+
+    def _end(self, end: EndBody, link: ServerLink) -> None:
+        """The job's one `end`, whichever thread comes first."""
+        with self._end_lock:
+            if self._job is None:
+                return
             self._job = None
             self._io.outbox.put("end", msgspec.structs.replace(end, blobs=link.blobs))
+
+    def _lose(self, error: BaseException) -> None:
+        """The job's own thread hangs: say how it ended. Node ends this process then."""
+        self._end(_early_end(self._link, "failed", error), self._link)
 
     def _run(self, run_job: RunJob, start: RunStart, link: ServerLink) -> EndBody:
         try:
@@ -244,7 +257,7 @@ class _Server:
             raise SidecarError("E_RUN_BUSY", "The sidecar is still loading.")
         if self._job is not None:
             raise SidecarError("E_RUN_BUSY", "The sidecar already runs a job.")
-        self._link = ServerLink(self._io.outbox, self._send_blob)
+        self._link = ServerLink(self._io.outbox, self._send_blob, self._lose)
         self._job = self._last_job = start
         self._jobs.put(start)
         return {}

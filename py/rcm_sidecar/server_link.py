@@ -29,12 +29,19 @@ class ServerLink:
     Args:
         outbox: Where events go.
         send_blob: Takes a body and its tensors to the blob thread.
+        on_lost: Ends the job for its own thread, see `JobLink.lost`.
 
     `current_activity`, `step`, `last_progress`, `last_checkpoint` and `blobs` are what the heartbeat and the end
     message are made from.
     """
 
-    def __init__(self, outbox: Outbox, send_blob: Callable[[SampleBody, tuple[WireTensor, ...]], None]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        send_blob: Callable[[SampleBody, tuple[WireTensor, ...]], None],
+        on_lost: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.lost = on_lost
         self.requests = Requests(self)
         self.current_activity: ActivityName = "loading"
         self.step = 0

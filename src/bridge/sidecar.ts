@@ -411,7 +411,11 @@ class Session {
   async #onHang(kind: HangKind): Promise<void> {
     clearInterval(this.#watch);
     const mark = this.#output.mark();
-    if (process.platform !== 'win32') this.#child.kill('SIGUSR1');
+    // All processes of the job print their stacks; one that was stopped does so as it goes on.
+    if (process.platform !== 'win32' && this.#child.pid !== undefined) {
+      signalGroup(this.#child.pid, 'SIGUSR1');
+      signalGroup(this.#child.pid, 'SIGCONT');
+    }
     if (await settlesWithin(this.#gone, dumpMs)) return;
     const hang = { kind, activity: this.#activity, step: this.#step, stack: this.#output.since(mark) };
     this.#options.onHang?.(hang);

@@ -1,10 +1,11 @@
 import type { RcmConfigOutput } from './blocks/index.ts';
 import { type Conflict, conflict } from './conflict.ts';
+import { findParallelConflicts } from './parallel.ts';
 import { findSizeConflicts } from './sizes.ts';
 
 /** Conflicts between keys, first the cheap ones; empty if there is none. */
 export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
-  ...batchConflicts(config),
+  ...findParallelConflicts(config),
   ...samplerConflicts(config),
   ...evaluationConflicts(config),
   ...gateConflicts(config),
@@ -18,18 +19,6 @@ export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
 function weightsConflicts({ model, teacher }: RcmConfigOutput): readonly Conflict[] {
   if (teacher.weights !== 'model' || model.path !== null) return [];
   return [conflict('teacher.weights', 'is model, but model.path is null', 'Set model.path to the downloaded folder.')];
-}
-
-function batchConflicts({ schedule }: RcmConfigOutput): readonly Conflict[] {
-  const { batchSize, microBatchSize } = schedule;
-  if (microBatchSize === 'auto' || batchSize % microBatchSize === 0) return [];
-  return [
-    conflict(
-      'schedule.microBatchSize',
-      `is ${microBatchSize}, which does not divide schedule.batchSize ${batchSize}`,
-      'Use a divisor, or auto.',
-    ),
-  ];
 }
 
 function samplerConflicts({ student, losses }: RcmConfigOutput): readonly Conflict[] {

@@ -9,7 +9,6 @@ import { type Path, valueAt } from './layers.ts';
 const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'model.vae': [null, 'auto'],
   'model.textEncoder': ['labels', 'auto'],
-  'teacher.branches': ['auto', 'sequential'],
   'teacher.negative': ['empty', 'default'],
   'losses.scm.allowNoisyDerivative': [false],
   'data.kind': ['digits', 'latentShards'],
@@ -19,15 +18,11 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'data.shuffleBuffer': [1000],
   'data.workers': [8],
   'data.maxBadSamples': [100],
-  'compute.gpusPerNode': [1, 2, 8],
   'compute.nodes': [1],
   'compute.launcher': ['auto', 'local'],
-  'compute.parallel.shard': [1, 2, 4],
-  'compute.parallel.context': [1],
-  'compute.parallel.contextKind': ['auto', 'ulysses'],
-  'compute.precision': [precision('fp32'), precision('bf16')],
+  'compute.precision': [precision('fp32', 'fp32'), precision('bf16', 'bf16'), precision('bf16', 'fp32')],
   'compute.profile': [false],
-  'compute.activationCheckpointing': ['none', 'block'],
+  'compute.activationCheckpointing': ['none', 'block', 'asymmetric'],
   'compute.offload': ['none'],
   'compute.compile': [false],
   'checkpoints.async': [true],
@@ -42,8 +37,8 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'notify.webhook': [null],
 };
 
-function precision(matrices: 'fp32' | 'bf16') {
-  return { compute: matrices, residual: matrices, time: 'fp32', master: 'fp32', reduce: 'fp32', ema: 'fp32' };
+function precision(matrices: 'fp32' | 'bf16', residual: 'fp32' | 'bf16') {
+  return { compute: matrices, residual, time: 'fp32', master: 'fp32', reduce: 'fp32', ema: 'fp32' };
 }
 
 export interface NotYet {

@@ -95,9 +95,15 @@ function readManifest(path: string): CheckpointManifest | undefined {
   try {
     const manifest = JSON.parse(fs.readFileSync(join(path, 'manifest.json'), 'utf8')) as CheckpointManifest;
     const names = Object.keys(manifest.files);
-    const harmless = names.length > 0 && names.every(name => !/[/\\]|^\.\.?$/.test(name));
+    const harmless = names.length > 0 && names.every(isBelow);
     return manifest.schema === 1 && Number.isSafeInteger(manifest.step) && harmless ? manifest : undefined;
   } catch {
     return undefined;
   }
+}
+
+/** A file of the folder itself, or of one below it. */
+function isBelow(name: string): boolean {
+  const parts = name.split('/');
+  return parts.length <= 2 && parts.every(part => part !== '' && !/\\|^\.\.?$/.test(part));
 }

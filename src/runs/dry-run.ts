@@ -1,5 +1,6 @@
 /** What a run would do, in words and as data; nothing is started or created. */
 import { join } from 'node:path';
+import { processesOf } from '../config/parallel.ts';
 import { packageRoot } from '../package-root.ts';
 import type { BridgeContext } from './context.ts';
 import type { Job } from './record.ts';
@@ -13,6 +14,8 @@ export interface RunPlan {
   readonly steps: number;
   readonly batchSize: number;
   readonly device: string;
+  /** Processes; each has a GPU of its own where there are GPUs. */
+  readonly processes: number;
   readonly runsDir: string;
   readonly runDir: string | null;
   readonly python: { readonly executable: string; readonly version: string };
@@ -34,6 +37,7 @@ export function describePlan(context: BridgeContext, prepared: PreparedRun): Run
     steps,
     batchSize: job === 'pretrain' ? config.pretrain.batchSize : config.schedule.batchSize,
     device: config.compute.device,
+    processes: processesOf(config).world,
     runsDir: context.runsDir,
     runDir: prepared.runDir ?? null,
     python: { executable, version },
@@ -44,8 +48,9 @@ export function describePlan(context: BridgeContext, prepared: PreparedRun): Run
 }
 
 function planText(plan: Omit<RunPlan, 'text'>, samples: number): string {
+  const processes = plan.processes === 1 ? '' : `, ${plan.processes} processes`;
   return [
-    `${plan.job === 'pretrain' ? 'Pretrain' : 'Distil'} ${plan.network} by ${plan.method}: ${plan.steps} steps of ${plan.batchSize} samples on ${plan.device}`,
+    `${plan.job === 'pretrain' ? 'Pretrain' : 'Distil'} ${plan.network} by ${plan.method}: ${plan.steps} steps of ${plan.batchSize} samples on ${plan.device}${processes}`,
     `run       ${plan.runDir ?? `a new folder in ${plan.runsDir}`}`,
     `evaluate  ${plan.evaluationRows} rows of up to ${samples} samples`,
     `python    ${plan.python.executable} (${plan.python.version})`,

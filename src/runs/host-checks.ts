@@ -1,24 +1,45 @@
 /** Files and hardware that a config names, looked at before a run has a folder. The sidecar looks inside the files. */
+import { processesOf, undividedBatch } from '../config/parallel.ts';
 import type { RcmConfig } from '../config/types.ts';
 import { RcmBridgeError } from '../errors/index.ts';
 import { listGpus } from '../python/gpus.ts';
 import type { Job } from './record.ts';
 import { locateWeights, namedWeights } from './weights.ts';
 
-/** @throws E_WEIGHTS_NOT_FOUND, E_GPU */
+/** @throws E_WEIGHTS_NOT_FOUND, E_GPU, E_CONFIG_VALUE */
 export async function checkHost(
   job: Job,
   config: RcmConfig,
   env: NodeJS.ProcessEnv = process.env,
   gpus: () => Promise<readonly string[]> = listGpus,
 ): Promise<void> {
-  if (config.compute.device === 'cuda' && (await gpus()).length === 0) {
-    throw new RcmBridgeError('E_GPU', 'compute.device is cuda, but nvidia-smi finds no GPU on this machine.', {
-      hint: 'Train on the CPU: --set compute.device=cpu',
-    });
-  }
+  checkPretrainingBatch(job, config);
+  if (config.compute.device === 'cuda') checkGpus(config.compute.gpusPerNode, (await gpus()).length);
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
     locateWeights(locator, adapter ? undefined : config.model.name, env);
   }
+}
+
+function checkGpus(wanted: number, found: number): void {
+  if (found >= wanted) return;
+  if (found === 0) {
+    throw new RcmBridgeError('E_GPU', 'compute.device is cuda, but nvidia-smi finds no GPU on this machine.', {
+      hint: 'Train on the CPU: --set compute.device=cpu',
+    });
+  }
+  throw new RcmBridgeError(
+    'E_GPU',
+    `compute.gpusPerNode is ${wanted}, but this machine has ${found === 1 ? 'one GPU' : `${found} GPUs`}.`,
+    {
+      hint: `Use --gpus ${found}.`,
+    },
+  );
+}
+
+/** Distillations do not read it, so that it is no conflict of theirs. */
+function checkPretrainingBatch(job: Job, config: RcmConfig): void {
+  const undivided = undividedBatch(config.pretrain.batchSize, processesOf(config));
+  if (job !== 'pretrain' || !undivided) return;
+  throw new RcmBridgeError('E_CONFIG_VALUE', `pretrain.batchSize ${undivided.text}.`, { hint: undivided.hint });
 }

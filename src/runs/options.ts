@@ -30,6 +30,8 @@ export interface RunOptions {
   readonly set?: readonly string[] | Readonly<Record<string, unknown>>;
   /** Total training steps, like `schedule.steps`. */
   readonly steps?: number;
+  /** Processes on this machine, each with a GPU of its own unless `compute.device` is cpu: `compute.gpusPerNode`. */
+  readonly gpus?: number;
   /** Name in the run id and in reports, like `name`. */
   readonly name?: string;
   /** Folder of this run, instead of one below `runsDir`. */

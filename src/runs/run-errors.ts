@@ -1,4 +1,5 @@
 /** Errors of a run, in the forms its parts need. */
+import fs from 'node:fs';
 import { join } from 'node:path';
 import { type Hang, type SidecarExit, sidecarExitError } from '../bridge/sidecar.ts';
 import { isRcmBridgeError, RcmBridgeError } from '../errors/index.ts';
@@ -15,12 +16,30 @@ export function lostError(exit: SidecarExit, runDir: string): RcmBridgeError {
   return new RcmBridgeError(code, whole, { hint, details, cause: exit.error });
 }
 
-/** What Python was doing when it hung, for people: diagnostics/hang-step-XXXXXXXX.txt. */
+/** What every process was doing when one hung, for people: diagnostics/hang-step-XXXXXXXX.txt. */
 export function writeStackDump(runDir: string, hang: Hang): void {
   const folder = join(runDir, 'diagnostics');
   makeDirectory(folder);
-  const text = `${hang.kind} while ${hang.activity}\n\n${hang.stack}\n`;
+  const text = `${hang.kind} while ${hang.activity}\n\nRank 0\n${hang.stack}\n${otherStacks(join(runDir, 'logs'))}`;
   writeFileAtomic(join(folder, `hang-${stepName(hang.step)}.txt`), text);
+}
+
+const stackBytes = 16 * 1024;
+
+/** The ends of the other ranks' logs, where they have just printed their stacks. */
+function otherStacks(logs: string): string {
+  if (!fs.existsSync(logs)) return '';
+  const numbers = fs.readdirSync(logs).flatMap(name => /^rank-(\d+)\.log$/.exec(name)?.[1] ?? []);
+  return numbers
+    .sort((left, right) => Number(left) - Number(right))
+    .map(rank => {
+      const text = fs
+        .readFileSync(join(logs, `rank-${rank}.log`))
+        .subarray(-stackBytes)
+        .toString('utf8');
+      return `\nRank ${rank} (end of logs/rank-${rank}.log)\n${text}\n`;
+    })
+    .join('');
 }
 
 /** The part of an error that run.json and `end` hold. */

@@ -72,20 +72,19 @@ export async function prepareRun(
 export const totalSteps = (job: Job, { config }: Pick<ResolvedConfig, 'config'>): number =>
   job === 'distill' ? config.schedule.steps : config.pretrain.steps;
 
-/** `steps` and `name` are keys like others; they come last, as flags do. */
+/** `steps`, `gpus` and `name` are keys like others; they come last, as flags do. */
 function settings(
   job: Job,
-  { set = [], steps, name }: RunOptions,
+  { set = [], steps, gpus, name }: RunOptions,
 ): readonly string[] | Readonly<Record<string, unknown>> {
-  const stepsKey = job === 'distill' ? 'schedule.steps' : 'pretrain.steps';
-  if (Array.isArray(set)) {
-    const own = [
-      ...(steps === undefined ? [] : [`${stepsKey}=${steps}`]),
-      ...(name === undefined ? [] : [`name=${JSON.stringify(name)}`]),
-    ];
-    return [...(set as readonly string[]), ...own];
-  }
-  return { ...set, ...(steps === undefined ? {} : { [stepsKey]: steps }), ...(name === undefined ? {} : { name }) };
+  const flags = {
+    [job === 'distill' ? 'schedule.steps' : 'pretrain.steps']: steps,
+    'compute.gpusPerNode': gpus,
+    name,
+  };
+  const given = Object.entries(flags).filter(([, value]) => value !== undefined);
+  if (!Array.isArray(set)) return { ...set, ...Object.fromEntries(given) };
+  return [...(set as readonly string[]), ...given.map(([key, value]) => `${key}=${JSON.stringify(value)}`)];
 }
 
 /** Starts a run. Resolves when its directory exists and its job has passed its checks. */

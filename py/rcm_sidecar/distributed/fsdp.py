@@ -10,8 +10,9 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 # Inputs keep their dtype: rounding the time to bf16 makes the derivative 63 % wrong on Wan (measured, wan2.1.md).
 HALF_PRECISION = MixedPrecisionPolicy(
@@ -37,7 +38,24 @@ def shard(net: Any, mesh: DeviceMesh, policy: MixedPrecisionPolicy = HALF_PRECIS
     fully_shard(parts, mesh=mesh, mp_policy=_wide(policy))
     for block in net.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(net, mesh=mesh, mp_policy=policy)
+    # The root, too, is gathered anew for every pass: one that stays gathered after a pass without gradient would miss
+    # what is copied into its shards afterwards.
+    fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def shard_table(table: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a small module, the label table in training, as one unit in the dtype it is stored in."""
+    fully_shard(table, mesh=mesh, mp_policy=STORED_PRECISION, reshard_after_forward=True)
+
+
+def announce_backward(net: nn.Module, last: bool) -> None:
+    """Say whether the next backward through `net` is the step's last one; no effect on a network that is not sharded.
+
+    Every backward reduce-scatters, so that gradients accumulate in shards; replicas are summed after the last only.
+    """
+    if isinstance(net, FSDPModule):
+        net.set_requires_all_reduce(last)
+        net.set_is_last_backward(last)
 
 
 def _wide(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:

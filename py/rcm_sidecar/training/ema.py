@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import CheckpointError
 
 DecayRule = Callable[[int], float]
@@ -43,7 +44,7 @@ def constant_decay(decay: float) -> DecayRule:
 
 
 class Ema:
-    """A float32 average of named weights, with an update counter of its own.
+    """A float32 average of named weights, with an update counter of its own, sharded like them.
 
     Args:
         parameters: Name -> tensor; the average starts as a copy.
@@ -64,12 +65,12 @@ class Ema:
         """One update with the same names as at the start: average <- beta average + (1 - beta) parameters."""
         beta = self._decay(self.updates)
         self.updates += 1
-        values = [parameters[name].detach().float() for name in self.weights]
-        torch._foreach_lerp_(list(self.weights.values()), values, 1 - beta)
+        values = [local(parameters[name]).detach().float() for name in self.weights]
+        torch._foreach_lerp_([local(value) for value in self.weights.values()], values, 1 - beta)
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Restore an average and its counter.
+        """Restore an average, sharded like this one, and its counter.
 
         Raises:
             CheckpointError: names or shapes differ; nothing is changed then.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
+from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class NonFinite:
         time: TrigFlow time of that sample, or None.
         block: First module with a non-finite output in order of execution, or the parameter whose gradient is bad;
             "" if none was found.
+        rank: The process that found it.
     """
 
     step: int
@@ -34,6 +37,7 @@ class NonFinite:
     sample: int
     time: float | None
     block: str
+    rank: int = 0
 
     @property
     def message(self) -> str:
@@ -46,23 +50,34 @@ class NonFinite:
     @property
     def details(self) -> dict[str, Any]:
         """Plain values, rank included, for events and errors."""
-        return {"rank": 0, **asdict(self)}
+        return asdict(self)
 
     @staticmethod
-    def find(step: int, work: Work, role: Role, micro_batch: int) -> NonFinite:
+    def find(step: int, work: Work, role: Role, micro_batch: int, team: JobTeam = ALONE) -> NonFinite:
         """Look for the cause by running the step's losses once more with watched modules.
 
         The step's random numbers are fixed, so this sees the same values. The gradients of `role` must still be there.
+        All processes run all losses, since a sharded network needs all of them, and report the first finding by rank:
+        of a loss if there is one, else of a gradient.
         """
+        found: NonFinite | None = None
         for start in range(0, work.samples, micro_batch):
             for term in work.terms:
+                if found is not None and team.single:
+                    return found
                 with _watch() as names, torch.no_grad():
                     loss = term.loss(slice(start, start + micro_batch))
                 bad = ~torch.isfinite(loss.per_sample)
-                if bad.any():
+                if found is None and bad.any():
                     sample = start + int(bad.int().argmax())
-                    return NonFinite(step, term.name, sample, float(term.times[sample]), names[0] if names else "")
-        return NonFinite(step, "gradient", -1, None, _first_bad_gradient(role.parameters))
+                    block, time = names[0] if names else "", float(term.times[sample])
+                    found = NonFinite(step, term.name, work.first_sample + sample, time, block, team.rank)
+        if found is None:
+            found = NonFinite(step, "gradient", -1, None, _bad_gradient(role.parameters), team.rank)
+        everyone = [NonFinite(**finding) for finding in team.gather(asdict(found))]
+        return next((one for one in everyone if one.term != "gradient"), None) or next(
+            (one for one in everyone if one.block), everyone[0]
+        )
 
 
 class NonFiniteWindow:
@@ -132,10 +147,11 @@ def _finite(output: Any) -> bool:
     return not isinstance(output, tuple) or not output or _finite(output[0])
 
 
-def _first_bad_gradient(parameters: Mapping[str, Tensor]) -> str:
-    """The first parameter whose gradient is not finite; else (only their norm overflowed) the one with the largest."""
-    gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
+def _bad_gradient(parameters: Mapping[str, Tensor]) -> str:
+    """The first parameter whose gradient is not finite here; if only the norm overflowed, the one with the largest."""
+    gradients = {name: local(value.grad) for name, value in parameters.items() if value.grad is not None}
     for name, gradient in gradients.items():
         if not bool(torch.isfinite(gradient).all()):
             return name
-    return max(gradients, key=lambda name: float(gradients[name].abs().max()), default="")
+    filled = {name: float(gradient.abs().max()) for name, gradient in gradients.items() if gradient.numel()}
+    return max(filled, key=lambda name: filled[name], default="")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rcm_sidecar.checkpoints import load_adapter
@@ -54,15 +53,6 @@ class Learner:
         for parameter in copied.parameters.values():
             parameter.requires_grad_(False)
         return copied
-
-    @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy named weights into the parameters; the names must be theirs."""
-        parameters = self.parameters
-        if parameters.keys() != weights.keys():
-            raise ValueError("the weights are of another network")
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
 
 
 def start_learners(config: RunConfig, teacher: Network, roles: Sequence[AdapterRole]) -> dict[str, Learner]:

@@ -7,19 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rcm_sidecar.checkpoints.training_state import (
-    Manifest,
-    TrainingState,
-    load_checkpoint,
-    prune,
-    write_checkpoint,
-)
+from rcm_sidecar.checkpoints.background import CheckpointWriter
+from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, WrittenCheckpoint, step_folder
 from rcm_sidecar.config import RunConfig
 from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.files import write_tensors
-from rcm_sidecar.link import JobCancelled, JobLink
+from rcm_sidecar.link import Cancel, JobCancelled, JobLink
 from rcm_sidecar.protocol import CheckpointBody, EndBody, Export, Progress, TrainingStart
 from rcm_sidecar.training.determinism import Environment
 from rcm_sidecar.training.health import NonFinite, NonFiniteWindow
@@ -36,6 +29,8 @@ _RECENT = 0.05
 @dataclass
 class TrainingLoop:
     """One training job from its first step (or a checkpoint) to its end.
+
+    Every process runs it, in step: the leading one reports, takes requests and says what to do about them.
 
     Attributes:
         start: The job.
@@ -56,6 +51,7 @@ class TrainingLoop:
     link: JobLink
     _log: MetricLog = field(init=False)
     _window: NonFiniteWindow = field(init=False)
+    _writer: CheckpointWriter = field(init=False)
     _saved: tuple[int, str] | None = field(init=False, default=None)
     _exports: tuple[Export, ...] = field(init=False, default=())
     _latest: dict[str, float] = field(init=False, default_factory=dict)
@@ -67,19 +63,23 @@ class TrainingLoop:
         settings = self.config.health.non_finite
         self._log = MetricLog(self.config.logging.every_steps)
         self._window = NonFiniteWindow(settings.policy, settings.max_share, settings.window_steps)
+        self.trained.trainer.wants = self.link.requests.waiting
+        self._writer = CheckpointWriter(
+            self._root, self.config.checkpoints, self.environment, self.config_hash, verify=self.start.smoke
+        )
 
     @property
     def step(self) -> int:
         """Steps done."""
         return self.trained.trainer.step
 
-    def resume(self, state: TrainingState, folder: Path) -> None:
+    def resume(self, state: StoredState, folder: Path) -> None:
         """Go on from a loaded checkpoint in `folder`."""
         restore(self.trained, state)
         self._log.last = {name: int(step) for name, step in state.values["lastPhaseSteps"].items()}
         self._window.steps = [int(step) for step in state.values["nonFiniteSteps"]]
         if folder.parent == self._root:
-            self._saved = (state.step, _relative(folder))
+            self._saved = (state.step, f"checkpoints/{folder.name}")
 
     def run(self) -> EndBody:
         """Train to the last step, export, evaluate.
@@ -87,6 +87,7 @@ class TrainingLoop:
         Raises:
             TrainingError: E_NON_FINITE.
             HostError: E_DISK_FULL.
+            JobCancelled: without a checkpoint, where there are other processes.
         """
         try:
             self.link.activity("training", self.step)
@@ -98,31 +99,36 @@ class TrainingLoop:
         except JobCancelled as cancelled:
             if cancelled.cancel.checkpoint:
                 self.checkpoint("stop")
+            self._writer.finish()
+            if not cancelled.cancel.checkpoint and not self.trained.team.single:
+                raise  # perhaps in the middle of a step, which the others have not left: they are ended
             return self._end("stopped")
+        except BaseException:
+            self._writer.abandon()
+            raise
         return self._end("succeeded")
 
     def checkpoint(self, reason: str) -> tuple[int, str]:
-        """Write a checkpoint of this step unless there is one; returns its step and path below the run directory."""
+        """A checkpoint of this step, complete on disk; returns its step and path below the run directory."""
+        saved = self._begin_checkpoint(reason)
+        self._writer.finish()
+        return saved
+
+    def _begin_checkpoint(self, reason: str) -> tuple[int, str]:
+        """Have a checkpoint of this step written unless there is one; with `checkpoints.async` training goes on."""
         if self._saved is not None and self._saved[0] == self.step:
             return self._saved
         self.link.activity("checkpointing", self.step)
-        started = time.perf_counter()
-        state = capture(self.trained, self._state_values())
-        written = write_checkpoint(self._root, state, self.environment, self.config_hash)
-        if self.start.smoke:
-            _compare(state, load_checkpoint(written.folder)[0])
-        self._saved = (self.step, _relative(written.folder))
-        settings = self.config.checkpoints
-        prune(self._root, self.step, settings.keep_last, settings.keep_every_steps)
-        self.link.checkpoint(
-            CheckpointBody(
-                step=self.step,
-                path=self._saved[1],
-                bytes=float(written.bytes),
-                seconds=time.perf_counter() - started,
-                reason=reason,
+        started, step, path = time.perf_counter(), self.step, f"checkpoints/{step_folder(self.step)}"
+
+        def announce(written: WrittenCheckpoint) -> None:
+            seconds = time.perf_counter() - started
+            self.link.checkpoint(
+                CheckpointBody(step=step, path=path, bytes=float(written.bytes), seconds=seconds, reason=reason)
             )
-        )
+
+        self._writer.write(capture(self.trained, self._state_values()), announce)
+        self._saved = (step, path)
         self.link.activity("training", self.step)
         return self._saved
 
@@ -131,6 +137,7 @@ class TrainingLoop:
         return Path(self.start.run_dir) / "checkpoints"
 
     def _one_step(self) -> None:
+        self._writer.raise_if_failed()
         trainer = self.trained.trainer
         result = trainer.run_step()
         self._report(result)
@@ -140,10 +147,11 @@ class TrainingLoop:
             self._window_add(result.non_finite)
         self._previews_if_due()
         if _is_due(self.step, self.config.checkpoints.every_steps):
-            self.checkpoint("schedule")
+            self._begin_checkpoint("schedule")
         if self.step < self.trained.steps:
             self._evaluate_if_due()
-        self._handle_requests()
+        if result.wanted or self.trained.team.single:
+            self._handle_requests()
 
     def _report(self, result: StepResult) -> None:
         values = {**result.values, "time/step_ms": 1000 * result.seconds}
@@ -181,10 +189,12 @@ class TrainingLoop:
         self._window.add(found)
 
     def _keep_bad_batch(self, result: StepResult) -> None:
-        """The first bad batch of an attempt is kept for a person to look at."""
+        """The first bad batch of an attempt is kept for a person to look at, by the process that has it."""
         if self._bad_batch:
             return
         self._bad_batch = True
+        if result.non_finite is None or result.non_finite.rank != self.trained.team.rank:
+            return
         name = f"step-{result.step:08d}-batch.safetensors"
         write_tensors(Path(self.start.run_dir) / "diagnostics" / name, result.inputs)
 
@@ -199,7 +209,11 @@ class TrainingLoop:
         step = self.step
         if step == 0 or step >= self.trained.steps or not _is_due(step, self.config.evaluation.every_steps):
             return
-        if not self.products.is_evaluated(step):
+        self._evaluate_unless_done()
+
+    def _evaluate_unless_done(self) -> None:
+        """Whether it is done says the leading process: the others may see the folder a moment later."""
+        if not self.trained.team.tell(self.products.is_evaluated(self.step)):
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -212,21 +226,43 @@ class TrainingLoop:
     def _finish(self) -> None:
         if self.config.checkpoints.on_stop:
             self.checkpoint("end")
+        self._writer.finish()
         self.link.activity("checkpointing", self.step)
         self._exports = self.products.export(self.step)
-        self.link.requests.raise_if_cancelled_now()
-        if not self.products.is_evaluated(self.step):
-            self._evaluate()
+        self.trained.team.alone(self.link.requests.raise_if_cancelled_now)
+        self._evaluate_unless_done()
 
     def _handle_requests(self) -> None:
-        requests = self.link.requests
+        """Serve what is asked; the leading process tells the others each thing that all do together.
+
+        Raises:
+            JobCancelled: on all processes.
+        """
+        requests, team = self.link.requests, self.trained.team
+        if not team.leads:
+            self._follow()
+            return
         self._serve_tickets()
         requests.wait_while_paused(self.step, self._serve_tickets)
-        requests.raise_if_cancelled_now()
+        cancel = requests.cancelled()
+        team.tell("go on" if cancel is None else "stop and save" if cancel.checkpoint else "stop")
+        if cancel is not None:
+            raise JobCancelled(cancel)
+
+    def _follow(self) -> None:
+        while (order := self.trained.team.tell(None)) != "go on":
+            match order:
+                case "checkpoint":
+                    self.checkpoint("request")
+                case "sample":
+                    self.products.sample(None, self.step)
+                case _:
+                    raise JobCancelled(Cancel(checkpoint=order == "stop and save"))
 
     def _serve_tickets(self) -> None:
-        requests = self.link.requests
+        requests, team = self.link.requests, self.trained.team
         while (ticket := requests.take_checkpoint()) is not None:
+            team.tell("checkpoint")
             try:
                 step, path = self.checkpoint(ticket.reason or "request")
             except Exception as error:
@@ -234,6 +270,7 @@ class TrainingLoop:
                 raise
             ticket.done({"step": step, "path": path})
         while (sample := requests.take_sample()) is not None:
+            team.tell("sample")
             self.link.activity("sampling", self.step)
             self.products.sample(sample, self.step)
             self.link.activity("training", self.step)
@@ -272,23 +309,18 @@ def check_drift(manifest: Manifest, here: Environment, allow: bool, link: JobLin
             f"The checkpoint was written with {there.cpu_capability} instructions, this machine uses "
             f"{here.cpu_capability}: the last bits of results may differ.",
         )
+    if there.world != here.world:
+        link.log(
+            "warn",
+            f"The checkpoint was written on {_words(there)}, this run is on {_words(here)}: the weights are the same, "
+            "the last bits of results may differ.",
+        )
 
 
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step > 0 and step % every == 0
 
 
-def _relative(folder: Path) -> str:
-    return f"checkpoints/{folder.name}"
-
-
-def _compare(written: TrainingState, read: TrainingState) -> None:
-    """A smoke run reads its checkpoint back.
-
-    Raises:
-        CheckpointError: E_CHECKPOINT_CORRUPT.
-    """
-    for stem, tensors in written.tensors.items():
-        for name, tensor in tensors.items():
-            if not torch.equal(tensor.detach(), read.tensors[stem][name]):
-                raise CheckpointError("E_CHECKPOINT_CORRUPT", f"{name} in {stem} was not read back as it was written.")
+def _words(environment: Environment) -> str:
+    world = environment.world
+    return f"replicate {world.replicate} x shard {world.shard} x context {world.context} processes"

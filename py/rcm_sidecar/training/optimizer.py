@@ -13,11 +13,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import CheckpointError, TrainingError
 
 
 class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101) on every trainable parameter, whatever its name.
+
+    Of sharded parameters it updates the process's own part; its state is sharded like them.
 
     Args:
         parameters: Name -> parameter; those without requires_grad are left alone.
@@ -38,6 +41,9 @@ class AdamW:
         self._betas, self._epsilon, self._weight_decay = betas, epsilon, weight_decay
         self._second = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._first = [torch.zeros_like(parameter) for parameter in self._parameters] if betas[0] > 0 else None
+        self._own = [local(parameter) for parameter in self._parameters]
+        self._own_second = [local(value) for value in self._second]
+        self._own_first = None if self._first is None else [local(value) for value in self._first]
         self.updates = 0
         """Updates applied; a skipped update does not count here, since the moments did not see it."""
 
@@ -47,12 +53,15 @@ class AdamW:
             parameter.grad = None
 
     def gradient_norm(self) -> Tensor:
-        """Euclidean norm of all gradients together, 0-d, not read back to the CPU."""
+        """Euclidean norm of all gradients that this process holds, 0-d, not read back to the CPU."""
         return torch.nn.utils.get_total_norm(self._gradients())
 
-    def clip(self, max_norm: float, norm: Tensor) -> None:
-        """Scale the gradients so that their norm, `gradient_norm()`, is at most max_norm."""
-        torch.nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
+    @torch.no_grad()
+    def clip(self, max_norm: float, norm: Tensor | float) -> None:
+        """Scale the gradients so that their norm over all processes, `norm`, is at most max_norm."""
+        factor = max_norm / (norm + 1e-6)
+        bounded = factor.clamp(max=1.0) if isinstance(factor, Tensor) else min(factor, 1.0)
+        torch._foreach_mul_(self._gradients(), bounded)
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
@@ -64,19 +73,19 @@ class AdamW:
         gradients = self._gradients()
         self.updates += 1
         beta1, beta2 = self._betas
-        torch._foreach_mul_(self._parameters, 1 - learning_rate * self._weight_decay)
-        torch._foreach_mul_(self._second, beta2)
-        torch._foreach_addcmul_(self._second, gradients, gradients, 1 - beta2)
-        if self._first is None:
+        torch._foreach_mul_(self._own, 1 - learning_rate * self._weight_decay)
+        torch._foreach_mul_(self._own_second, beta2)
+        torch._foreach_addcmul_(self._own_second, gradients, gradients, 1 - beta2)
+        if self._own_first is None:
             directions = gradients
         else:
-            torch._foreach_lerp_(self._first, gradients, 1 - beta1)
-            directions = self._first
-        divisors = torch._foreach_sqrt(self._second)
+            torch._foreach_lerp_(self._own_first, gradients, 1 - beta1)
+            directions = self._own_first
+        divisors = torch._foreach_sqrt(self._own_second)
         torch._foreach_div_(divisors, math.sqrt(1 - beta2**self.updates))
         torch._foreach_add_(divisors, self._epsilon)
         step_size = learning_rate / (1 - beta1**self.updates)
-        torch._foreach_addcdiv_(self._parameters, directions, divisors, -step_size)
+        torch._foreach_addcdiv_(self._own, directions, divisors, -step_size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """`second/<name>`, `first/<name>` if kept, and `updates` (int64, 0-d); the tensors are not copies."""
@@ -87,7 +96,7 @@ class AdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a state in.
+        """Copy a state in, sharded like this one.
 
         Raises:
             CheckpointError: names or shapes differ, for example after a change of betas[0]; nothing is changed then.
@@ -111,4 +120,4 @@ class AdamW:
         if len(present) != len(gradients):
             missing = [name for name, gradient in zip(self._names, gradients, strict=True) if gradient is None]
             raise TrainingError("E_TRAINING", f"No gradient for {len(missing)} parameters: {', '.join(missing[:3])}.")
-        return present
+        return [local(gradient) for gradient in present]

@@ -1,7 +1,7 @@
 """What each step of a distillation does: the method's phases as closures over the batch (rcm-method section 6).
 
-All random numbers come from (seed, step, stream) and are drawn for the whole batch, so that neither an interruption
-nor the size of micro-batches changes them.
+All random numbers come from (seed, step, stream) and are drawn on the CPU for the whole batch, of which a process takes
+its samples: neither an interruption nor the size of micro-batches, the number of processes or the device changes them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rcm_sidecar.config import LogNormalSigma, RunConfig, TimeDistribution, Unif
 from rcm_sidecar.data import TrainingData
 from rcm_sidecar.diffusion.guidance import Branches, Network
 from rcm_sidecar.diffusion.time_distributions import draw
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods import dcm, dmd, rcm, scm
 from rcm_sidecar.methods.loss import Loss
@@ -79,6 +80,7 @@ class DistillationPlan:
         data: Latents and labels by position.
         condition: Labels to text, frozen.
         branches: How the teacher's two guidance passes run.
+        team: The processes that share a batch.
     """
 
     config: RunConfig
@@ -86,25 +88,30 @@ class DistillationPlan:
     data: TrainingData
     condition: Conditioning
     branches: Branches = "sequential"
+    team: JobTeam = ALONE
 
     def __call__(self, step: int, updates: Mapping[str, int]) -> Work:
         """The work of `step` (from 0)."""
         student, critic = updates["student"], updates.get("critic", 0)
         phase = rcm.next_phase(method_schedule(self.config), student, critic)
-        size = self.config.schedule.batch_size
-        batch = self.data.batch(step * size, size, self.config.seed)
+        size, seed = self.config.schedule.batch_size, self.config.seed
+        share = self.team.own(size)
+        samples = share.stop - share.start
+        batch = self.data.batch(step * size + share.start, samples, seed)
+        inputs = {"latents": batch.latents, "labels": batch.labels}
+        latents = batch.latents.to(self.team.device)
         with torch.no_grad():
-            text = self.condition(batch.labels)
-        draws = _Draws(self.config.seed, step, batch.latents)
+            text = self.condition(batch.labels.to(self.team.device))
+        draws = Draws(seed, step, size, share, latents)
         own = updates[phase.name]
         make: dict[str, Callable[[], Term]] = {
-            "scm": lambda: self._scm(draws, batch.latents, text, phase.warmup_ratio),
-            "dcm": lambda: self._dcm(draws, batch.latents, text),
+            "scm": lambda: self._scm(draws, latents, text, phase.warmup_ratio),
+            "dcm": lambda: self._dcm(draws, latents, text),
             "dmd": lambda: self._dmd(draws, text, own),
             "critic": lambda: self._critic(draws, text, own),
         }
         terms = tuple(make[name]() for name in phase.losses)
-        return Work(phase.name, phase.name, terms, size, {"latents": batch.latents, "labels": batch.labels})
+        return Work(phase.name, phase.name, terms, samples, inputs, first_sample=share.start)
 
     def _guided(self, text: Tensor) -> dict[str, Any]:
         guidance = self.config.teacher.guidance
@@ -116,7 +123,7 @@ class DistillationPlan:
             "branches": self.branches,
         }
 
-    def _scm(self, draws: _Draws, latents: Tensor, text: Tensor, ratio: float) -> Term:
+    def _scm(self, draws: Draws, latents: Tensor, text: Tensor, ratio: float) -> Term:
         settings, networks = self.config.losses.scm, self.networks
         noise = draws.noise("scm/noise")
         u = draws.times("scm/time", settings.time_distribution)
@@ -138,7 +145,7 @@ class DistillationPlan:
 
         return Term("scm", u, loss, _SCM_SCALARS, _SCM_COUNTS, dropped="non_finite_tangent")
 
-    def _dcm(self, draws: _Draws, latents: Tensor, text: Tensor) -> Term:
+    def _dcm(self, draws: Draws, latents: Tensor, text: Tensor) -> Term:
         settings, networks = self.config.losses.dcm, self.networks
         noise = draws.noise("dcm/noise")
         q = draws.uniform("dcm/time") * (1 - settings.teacher_steps / settings.grid_steps)
@@ -159,7 +166,7 @@ class DistillationPlan:
         times = dcm.grid_times(q, settings.grid_steps, settings.teacher_steps, settings.shift)[0]
         return Term("dcm", times, loss, _DCM_SCALARS)
 
-    def _dmd(self, draws: _Draws, text: Tensor, own_updates: int) -> Term:
+    def _dmd(self, draws: Draws, text: Tensor, own_updates: int) -> Term:
         settings, critic, teacher = self.config.losses.dmd, self._the_critic(), self.networks.teacher
         rollout = self._rollout(draws, "dmd", text, own_updates)
         noise = draws.noise("dmd/noise")
@@ -172,7 +179,7 @@ class DistillationPlan:
 
         return Term("dmd", u, loss, _DMD_SCALARS)
 
-    def _critic(self, draws: _Draws, text: Tensor, own_updates: int) -> Term:
+    def _critic(self, draws: Draws, text: Tensor, own_updates: int) -> Term:
         critic, time_scale = self._the_critic(), self.networks.time_scale
         rollout = self._rollout(draws, "critic", text, own_updates)
         noise = draws.noise("critic/noise")
@@ -187,7 +194,7 @@ class DistillationPlan:
 
         return Term("critic", u, loss, _CRITIC_SCALARS)
 
-    def _rollout(self, draws: _Draws, stream: str, text: Tensor, own_updates: int) -> Callable[[slice], Tensor]:
+    def _rollout(self, draws: Draws, stream: str, text: Tensor, own_updates: int) -> Callable[[slice], Tensor]:
         """The student's own samples of some of the batch; the last call carries gradient if gradients are on."""
         settings = self.config.losses.dmd
         length = rcm.rollout_length(own_updates, settings.rollout_steps)
@@ -219,19 +226,35 @@ class DistillationPlan:
 
 
 @dataclass(frozen=True)
-class _Draws:
-    """Random numbers of one step, shaped like its latents."""
+class Draws:
+    """Random numbers of one step for a process's samples.
+
+    Attributes:
+        seed: Of the run.
+        step: Counted from 0.
+        size: Samples of the whole batch, for which the numbers are drawn.
+        share: Those of this process.
+        like: Its latents [B, ...], which give shape, dtype and device.
+    """
 
     seed: int
     step: int
+    size: int
+    share: slice
     like: Tensor
 
     def noise(self, stream: str) -> Tensor:
-        return normal(self.seed, self.step, stream, self.like.shape)
+        """Standard normal, as the latents."""
+        return normal(self.seed, self.step, stream, (self.size, *self.like.shape[1:]))[self.share].to(self.like)
 
     def times(self, stream: str, distribution: TimeDistribution) -> Tensor:
-        return draw_times(distribution, len(self.like), generator(self.seed, self.step, stream))
+        """TrigFlow times [B], float64."""
+        return self._own(draw_times(distribution, self.size, generator(self.seed, self.step, stream)))
 
     def uniform(self, stream: str) -> Tensor:
+        """Numbers in [0, 1), [B], float64."""
         source = generator(self.seed, self.step, stream)
-        return torch.rand(len(self.like), generator=source, dtype=torch.float64)
+        return self._own(torch.rand(self.size, generator=source, dtype=torch.float64))
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        return drawn[self.share].to(self.like.device)

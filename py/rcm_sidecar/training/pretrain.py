@@ -12,9 +12,10 @@ from rcm_sidecar.config import RunConfig
 from rcm_sidecar.data import LabelConditioner, TrainingData
 from rcm_sidecar.diffusion.coordinates import compute_dtype, noisy_state, trig_point
 from rcm_sidecar.diffusion.guidance import Network
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.methods.loss import Loss, norm_per_sample, sum_per_sample
-from rcm_sidecar.training.phases import draw_times
-from rcm_sidecar.training.randomness import generator, normal
+from rcm_sidecar.training.phases import Draws
+from rcm_sidecar.training.randomness import generator
 from rcm_sidecar.training.trainer import Term, Work
 
 _SCALARS = {"flow/loss": "loss"}
@@ -56,6 +57,7 @@ class PretrainingPlan:
         conditioner: Label table that learns with it.
         data: Latents and labels by position.
         time_scale: Of the network.
+        team: The processes that share a batch.
     """
 
     config: RunConfig
@@ -63,26 +65,31 @@ class PretrainingPlan:
     conditioner: LabelConditioner
     data: TrainingData
     time_scale: float
+    team: JobTeam = ALONE
 
     def __call__(self, step: int, updates: Mapping[str, int]) -> Work:
         """The work of `step` (from 0)."""
         settings, seed = self.config.pretrain, self.config.seed
-        size = settings.batch_size
-        batch = self.data.batch(step * size, size, seed)
-        labels = self._dropped(batch.labels, step)
-        noise = normal(seed, step, "flow/noise", batch.latents.shape)
-        u = draw_times(settings.time_distribution, size, generator(seed, step, "flow/time"))
+        size, device = settings.batch_size, self.team.device
+        share = self.team.own(size)
+        samples = share.stop - share.start
+        batch = self.data.batch(step * size + share.start, samples, seed)
+        labels = self._dropped(batch.labels, step, size, share)
+        inputs = {"latents": batch.latents, "labels": labels}
+        latents, labels = batch.latents.to(device), labels.to(device)
+        draws = Draws(seed, step, size, share, latents)
+        noise, u = draws.noise("flow/noise"), draws.times("flow/time", settings.time_distribution)
 
         def loss(chosen: slice) -> Loss:
             text = self.conditioner(labels[chosen])
             return flow_matching_loss(
-                self.network, batch.latents[chosen], noise[chosen], u[chosen], text=text, time_scale=self.time_scale
+                self.network, latents[chosen], noise[chosen], u[chosen], text=text, time_scale=self.time_scale
             )
 
-        inputs = {"latents": batch.latents, "labels": labels}
-        return Work("teacher", "teacher", (Term("flow", u, loss, _SCALARS),), size, inputs)
+        term = Term("flow", u, loss, _SCALARS)
+        return Work("teacher", "teacher", (term,), samples, inputs, first_sample=share.start)
 
-    def _dropped(self, labels: Tensor, step: int) -> Tensor:
+    def _dropped(self, labels: Tensor, step: int, size: int, share: slice) -> Tensor:
         """Labels of which a share is replaced by the empty one, so that guidance has a negative branch."""
-        coin = torch.rand(len(labels), generator=generator(self.config.seed, step, "flow/label-dropout"))
+        coin = torch.rand(size, generator=generator(self.config.seed, step, "flow/label-dropout"))[share]
         return torch.where(coin < self.config.pretrain.label_dropout, self.conditioner.num_classes, labels)

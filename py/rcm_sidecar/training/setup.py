@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,19 +12,23 @@ from rcm_sidecar.checkpoints.sources import content_key, folder_of, load_frozen,
 from rcm_sidecar.config import AdamW as AdamWSettings
 from rcm_sidecar.config import ConstantEma, PowerEma, RunConfig
 from rcm_sidecar.config import Ema as EmaSettings
-from rcm_sidecar.data import LabelConditioner, TrainingData, open_training_data
+from rcm_sidecar.data import Batch, LabelConditioner, TrainingData, open_training_data
 from rcm_sidecar.data.label_conditioner import ROWS_PER_LABEL
+from rcm_sidecar.diffusion.guidance import Network as Velocity
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.evaluation.sampling import Conditioning
-from rcm_sidecar.methods.rcm import updates_after
+from rcm_sidecar.methods.rcm import MethodSchedule, updates_after
 from rcm_sidecar.networks import Network, build
 from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
 from rcm_sidecar.training.learner import Learner, start_learners, starts
 from rcm_sidecar.training.optimizer import AdamW
 from rcm_sidecar.training.phases import DistillationPlan, Networks, method_schedule
+from rcm_sidecar.training.placement import announcer, distribute, store
 from rcm_sidecar.training.pretrain import PretrainingPlan
 from rcm_sidecar.training.randomness import generator
 from rcm_sidecar.training.schedule import learning_rate
+from rcm_sidecar.training.shown import CONDITIONER, Shown, frozen_copy
 from rcm_sidecar.training.teacher_check import check_guidance, check_roles_equal
 from rcm_sidecar.training.trainer import Role, Trainer
 
@@ -38,14 +42,16 @@ class Trained:
     Attributes:
         trainer: With all roles.
         steps: Total number of steps.
-        samples: Samples of a step.
+        samples: Samples of a step, those of all processes.
         shown: The role that is evaluated and exported: student, or teacher when pretraining.
         learner: Its network.
         conditioner: Its label table (learning when pretraining, else frozen).
         condition: Labels to text, and the negative condition.
         teacher: The frozen teacher, None when pretraining. With LoRA it is the base that the other roles share.
+        display: Copies to evaluate and export with; None on all processes but the leading one.
         teacher_key: Content hash of teacher and label table; "" when pretraining.
         data: Training data.
+        team: The processes that train together.
     """
 
     trainer: Trainer
@@ -56,8 +62,10 @@ class Trained:
     conditioner: LabelConditioner
     condition: Conditioning
     teacher: Network | None
+    display: Shown | None
     teacher_key: str
     data: TrainingData
+    team: JobTeam
 
 
 @dataclass(frozen=True)
@@ -89,54 +97,64 @@ def conditioning(table: LabelConditioner, negative: str) -> Conditioning:
     raise ConfigError("E_CONFIG_NOT_YET", f"teacher.negative {negative!r} is not there yet.", "Use empty or zeros.")
 
 
-def set_up_distillation(config: RunConfig, check: bool) -> Trained:
-    """Load the teacher, start student and critic from it (or from given weights).
+def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -> Trained:
+    """Load the teacher, start student and critic from it (or from given weights), share them among the processes.
 
     Args:
         config: Of the run.
         check: Look at the teacher first (`health.teacherCheck`).
+        team: The processes.
 
     Raises:
         WeightsError: weights that do not fit, or E_TEACHER_CHECK.
+        ConfigError: E_CONFIG_VALUE, a batch or heads that do not divide.
     """
     path = locate(config.teacher_locator)
     teacher = load_frozen(config.model, path)
     table = load_table(folder_of(path), teacher)
-    condition = conditioning(table, config.teacher.negative)
     data = open_training_data(config)
     schedule = method_schedule(config)
     learners = start_learners(config, teacher, ("student", "critic") if schedule.has_critic else ("student",))
+    networks = list({id(net): net for net in (teacher, *(learner.network for learner in learners.values()))}.values())
+    for network in networks:
+        store(network, config.compute, team.device)
+    display = _display(config, learners["student"], teacher, table, team)
+    distribute(networks, config.compute, team)
+    condition = conditioning(table.to(team.device), config.teacher.negative)
     velocities = {name: learner.velocity for name, learner in learners.items()}
     if check:
-        batch = data.batch(0, min(16, data.size), config.seed)
-        check_guidance(teacher, batch, condition, config.teacher.guidance, teacher.spec.time_scale)
-        copies = {name: velocity for name, velocity in velocities.items() if starts(config)[name] == "teacher"}
-        check_roles_equal(teacher, copies, batch, condition, teacher.spec.time_scale)
-    student_total, critic_total = updates_after(schedule, config.schedule.steps)
-    plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
-    roles = {name: make_role(name, learner.parameters, *plans[name]) for name, learner in learners.items()}
-    roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
-    networks = Networks(velocities["student"], teacher, velocities.get("critic"), teacher.spec.time_scale)
+        _check_teacher(config, teacher, velocities, data, condition, team)
+    roles = _roles(config, schedule, learners, team)
+    called = Networks(velocities["student"], teacher, velocities.get("critic"), teacher.spec.time_scale)
     branches = "sequential" if config.teacher.branches == "auto" else config.teacher.branches
-    plan = DistillationPlan(config, networks, data, condition, branches)
     samples = config.schedule.batch_size
-    trainer = Trainer(roles, plan, micro_batch=micro_batch(config, samples))
     return Trained(
-        trainer,
-        config.schedule.steps,
-        samples,
-        roles["student"],
-        learners["student"],
-        table,
-        condition,
-        teacher,
-        content_key(path),
-        data,
+        trainer=Trainer(
+            roles,
+            DistillationPlan(config, called, data, condition, branches, team),
+            micro_batch=micro_batch(config, samples, team),
+            team=team,
+        ),
+        steps=config.schedule.steps,
+        samples=samples,
+        shown=roles["student"],
+        learner=learners["student"],
+        conditioner=table,
+        condition=condition,
+        teacher=teacher,
+        display=display,
+        teacher_key=content_key(path),
+        data=data,
+        team=team,
     )
 
 
-def set_up_pretraining(config: RunConfig) -> Trained:
-    """A fresh teacher and its label table, initialised from the run's seed."""
+def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
+    """A fresh teacher and its label table, initialised from the run's seed.
+
+    Raises:
+        ConfigError: E_CONFIG_VALUE, a batch or heads that do not divide.
+    """
     source = generator(config.seed, 0, "pretrain/weights")
     network = build(config.model.name, generator=source, **config.model.overrides.arguments())
     table = LabelConditioner(
@@ -145,31 +163,95 @@ def set_up_pretraining(config: RunConfig) -> Trained:
     data = open_training_data(config)
     settings = config.pretrain
     learner = Learner(network)
-    labels = {f"conditioner.{name}": value for name, value in table.named_parameters()}
+    store(network, config.compute, team.device)
+    display = _display(config, learner, None, table, team)
+    table.to(team.device)
+    distribute([network], config.compute, team, table)
+    labels = {f"{CONDITIONER}{name}": value for name, value in table.named_parameters()}
     parameters = {**learner.parameters, **labels}
-    role = make_role("teacher", parameters, settings.optimizer, settings.steps)
+    role = make_role("teacher", parameters, settings.optimizer, settings.steps, announcer((network, table), team))
     role.emas = [Ema(parameters, _decay(settings.ema))]
-    plan = PretrainingPlan(config, network, table, data, network.spec.time_scale)
-    trainer = Trainer({"teacher": role}, plan, micro_batch=micro_batch(config, settings.batch_size))
-    condition = conditioning(table, config.teacher.negative)
-    return Trained(trainer, settings.steps, settings.batch_size, role, learner, table, condition, None, "", data)
+    plan = PretrainingPlan(config, network, table, data, network.spec.time_scale, team)
+    return Trained(
+        trainer=Trainer({"teacher": role}, plan, micro_batch=micro_batch(config, settings.batch_size, team), team=team),
+        steps=settings.steps,
+        samples=settings.batch_size,
+        shown=role,
+        learner=learner,
+        conditioner=table,
+        condition=conditioning(table, config.teacher.negative),
+        teacher=None,
+        display=display,
+        teacher_key="",
+        data=data,
+        team=team,
+    )
 
 
-def micro_batch(config: RunConfig, samples: int) -> int:
-    """Samples of one forward; `auto` is the whole batch on a CPU.
+def _roles(
+    config: RunConfig, schedule: MethodSchedule, learners: Mapping[str, Learner], team: JobTeam
+) -> dict[str, Role]:
+    student_total, critic_total = updates_after(schedule, config.schedule.steps)
+    plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
+    roles = {
+        name: make_role(name, learner.parameters, *plans[name], announcer((learner.network,), team))
+        for name, learner in learners.items()
+    }
+    roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
+    return roles
+
+
+def _display(
+    config: RunConfig, learner: Learner, teacher: Network | None, table: LabelConditioner, team: JobTeam
+) -> Shown | None:
+    """Copies for the leading process; a teacher that is not shared among processes is its own copy."""
+    if not team.leads:
+        return None
+    own, shown = frozen_copy(table), learner.copy()
+    if teacher is not None and team.mesh is not None:
+        teacher = Learner(teacher).copy().network if learner.adapter is None else shown.network
+    return Shown(shown, teacher, own, conditioning(own, config.teacher.negative))
+
+
+def _check_teacher(
+    config: RunConfig,
+    teacher: Network,
+    velocities: Mapping[str, Velocity],
+    data: TrainingData,
+    condition: Conditioning,
+    team: JobTeam,
+) -> None:
+    """All processes look at the same samples, as a sharded network needs."""
+    drawn = data.batch(0, min(16, data.size), config.seed)
+    batch = Batch(drawn.latents.to(team.device), drawn.labels.to(team.device))
+    check_guidance(teacher, batch, condition, config.teacher.guidance, teacher.spec.time_scale)
+    copies = {name: velocity for name, velocity in velocities.items() if starts(config)[name] == "teacher"}
+    check_roles_equal(teacher, copies, batch, condition, teacher.spec.time_scale)
+
+
+def micro_batch(config: RunConfig, samples: int, team: JobTeam = ALONE) -> int:
+    """Samples of one forward of this process; `auto` is its whole share of the batch.
 
     Raises:
-        ConfigError: E_CONFIG_VALUE when it does not divide the batch.
+        ConfigError: E_CONFIG_VALUE when it does not divide the share.
     """
+    own = team.own(samples)
+    share: int = own.stop - own.start
     size = config.schedule.micro_batch_size
     if size == "auto":
-        return samples
-    if samples % size:
-        raise ConfigError("E_CONFIG_VALUE", f"schedule.microBatchSize {size} does not divide the batch of {samples}.")
+        return share
+    if share % size:
+        raise ConfigError("E_CONFIG_VALUE", f"schedule.microBatchSize {size} does not divide the batch of {share}.")
     return size
 
 
-def make_role(name: str, parameters: Mapping[str, Tensor], settings: AdamWSettings, total_updates: int) -> Role:
+def make_role(
+    name: str,
+    parameters: Mapping[str, Tensor],
+    settings: AdamWSettings,
+    total_updates: int,
+    announce: Callable[[bool], None] = lambda last: None,
+) -> Role:
     """A role with the optimizer and learning rates of its config block."""
     optimizer = AdamW(parameters, betas=settings.betas, epsilon=settings.epsilon, weight_decay=settings.weight_decay)
 
@@ -183,7 +265,7 @@ def make_role(name: str, parameters: Mapping[str, Tensor], settings: AdamWSettin
             final_share=settings.final_share,
         )
 
-    return Role(name, parameters, optimizer, rate, settings.clip_norm)
+    return Role(name, parameters, optimizer, rate, settings.clip_norm, announce=announce)
 
 
 def _decay(settings: EmaSettings) -> DecayRule:

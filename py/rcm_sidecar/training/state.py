@@ -5,56 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rcm_sidecar.checkpoints.training_state import TrainingState
+from rcm_sidecar.checkpoints.training_state import StoredState, TrainingState
+from rcm_sidecar.distributed.team import Team
 from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.training.setup import Trained
 
 
 def capture(trained: Trained, values: Mapping[str, Any]) -> TrainingState:
-    """The state after the last step; the tensors are the live ones, so write them before the next step."""
+    """The state after the last step; the tensors are the live ones, so copy or write them before the next step."""
     trainer = trained.trainer
-    tensors: dict[str, Mapping[str, Tensor]] = {}
-    for name, role in trainer.roles.items():
-        tensors[name] = role.parameters
-        tensors[f"optimizer-{name}"] = role.optimizer.state_dict()
-    for index, ema in enumerate(trained.shown.emas):
-        tensors[f"ema-{index}"] = ema.weights
     counters = {
         "updates": trainer.updates,
         "emaUpdates": [ema.updates for ema in trained.shown.emas],
         "samplesSeen": trainer.step * trained.samples,
         "teacher": trained.teacher_key,
     }
-    return TrainingState(trainer.step, tensors, {**counters, **values})
+    return TrainingState(trainer.step, _live_tensors(trained), {**counters, **values})
 
 
-def restore(trained: Trained, state: TrainingState) -> None:
-    """Put a state back into freshly built roles.
+def restore(trained: Trained, state: StoredState) -> None:
+    """Read a state into freshly built roles, whatever their layout; all processes call it.
 
     Raises:
         CheckpointError: E_CHECKPOINT_CORRUPT, when it is the state of something else.
     """
     trainer, values = trained.trainer, state.values
     _check_teacher(trained.teacher_key, values.get("teacher"))
-    wanted = {
-        *trainer.roles,
-        *(f"optimizer-{name}" for name in trainer.roles),
-        *(f"ema-{index}" for index in range(len(trained.shown.emas))),
-    }
-    if wanted != state.tensors.keys() or values["updates"].keys() != trainer.roles.keys():
-        names = ", ".join(sorted(wanted ^ state.tensors.keys())) or "its counters"
+    tensors = _live_tensors(trained)
+    if tensors.keys() != state.names or values["updates"].keys() != trainer.roles.keys():
+        names = ", ".join(sorted(tensors.keys() ^ state.names)) or "its counters"
         hint = "Resume with the method and averages the run began with."
         raise CheckpointError("E_CHECKPOINT_CORRUPT", f"The checkpoint does not fit this run: {names}.", hint)
+    state.read(tensors, Team())
     for name, role in trainer.roles.items():
-        _copy(name, role.parameters, state.tensors[name])
-        role.optimizer.load_state_dict(state.tensors[f"optimizer-{name}"])
+        # The tensors are in place already; the counters are taken over.
+        role.optimizer.load_state_dict(tensors[f"optimizer-{name}"])
         role.updates = int(values["updates"][name])
     for index, ema in enumerate(trained.shown.emas):
-        ema.load(state.tensors[f"ema-{index}"], int(values["emaUpdates"][index]))
+        ema.load(tensors[f"ema-{index}"], int(values["emaUpdates"][index]))
     trainer.step = state.step
+
+
+def _live_tensors(trained: Trained) -> dict[str, Mapping[str, Tensor]]:
+    """Everything that training changes, by the name of its folder in a checkpoint."""
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for name, role in trained.trainer.roles.items():
+        tensors[name] = role.parameters
+        tensors[f"optimizer-{name}"] = role.optimizer.state_dict()
+    for index, ema in enumerate(trained.shown.emas):
+        tensors[f"ema-{index}"] = ema.weights
+    return tensors
 
 
 def _check_teacher(here: str, there: str | None) -> None:
@@ -67,17 +69,3 @@ def _check_teacher(here: str, there: str | None) -> None:
         "Put the files at teacher.weights back as they were, or start a new run.",
         {"checkpoint": there, "here": here},
     )
-
-
-@torch.no_grad()
-def _copy(role: str, targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    wrong = sorted(set(targets) ^ set(values))
-    wrong = wrong or [name for name, target in targets.items() if target.shape != values[name].shape]
-    if wrong:
-        raise CheckpointError(
-            "E_CHECKPOINT_CORRUPT",
-            f"The checkpoint's {role} does not fit: {', '.join(wrong[:3])}.",
-            "Resume with the network the run began with.",
-        )
-    for name, target in targets.items():
-        target.copy_(values[name])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rcm_sidecar.data import Batch
+from rcm_sidecar.diffusion.coordinates import compute_dtype
 from rcm_sidecar.diffusion.guidance import Network
 from rcm_sidecar.errors import WeightsError
 from rcm_sidecar.evaluation.sampling import Conditioning
@@ -60,9 +61,9 @@ def check_roles_equal(
 
 
 def _state(batch: Batch, t: float, time_scale: float) -> tuple[Tensor, Tensor]:
-    noise = normal(0, 0, "teacher-check", batch.latents.shape)
+    noise = normal(0, 0, "teacher-check", batch.latents.shape).to(batch.latents)
     x = (1 - t) * batch.latents + t * noise
-    return x, torch.full((len(x),), time_scale * t, dtype=torch.float32)
+    return x, torch.full((len(x),), time_scale * t, dtype=compute_dtype(x), device=x.device)
 
 
 def _failed(what: str, hint: str | None) -> WeightsError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import TrainingError
 from rcm_sidecar.methods.loss import Loss
 from rcm_sidecar.training.ema import Ema
@@ -35,6 +36,7 @@ class Role:
         clip_norm: Largest gradient norm, None for no limit.
         emas: Averages of the parameters, updated with every own update.
         updates: Own updates so far; skipped ones count.
+        announce: Told before each backward whether it is the step's last one, see `fsdp.announce_backward`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Role:
     clip_norm: float | None = None
     emas: Sequence[Ema] = ()
     updates: int = 0
+    announce: Callable[[bool], None] = lambda last: None
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,9 @@ class Work:
         phase: Its name, for metrics.
         role: The network it updates.
         terms: The losses, in order.
-        samples: Size of the batch.
+        samples: This process's share of the batch.
         inputs: Latents and labels, kept on disk when a value is not finite.
+        first_sample: Place of the first of them in the whole batch.
     """
 
     phase: str
@@ -84,6 +88,7 @@ class Work:
     terms: tuple[Term, ...]
     samples: int
     inputs: Mapping[str, Tensor]
+    first_sample: int = 0
 
 
 Plan = Callable[[int, Mapping[str, int]], Work]
@@ -102,6 +107,7 @@ class StepResult:
         dropped: Samples that a loss left out.
         non_finite: Set when the update was skipped.
         inputs: The step's batch, see `Work.inputs`.
+        wanted: Whether the leading process wants all to stop for a request after this step.
     """
 
     step: int
@@ -111,6 +117,7 @@ class StepResult:
     dropped: int
     non_finite: NonFinite | None
     inputs: Mapping[str, Tensor]
+    wanted: bool = False
 
 
 class Trainer:
@@ -119,11 +126,13 @@ class Trainer:
     Args:
         roles: Name -> role.
         plan: Says what each step does.
-        micro_batch: Samples of one forward and backward; it must divide the batch.
+        micro_batch: Samples of one forward and backward; it must divide the process's share of the batch.
+        team: The processes that train together.
 
     Attributes:
         step: Steps done.
         check: Called before every forward; raises to abandon the step.
+        wants: Whether there is a request to serve after this step; the leading process's answer goes to all.
     """
 
     def __init__(
@@ -132,11 +141,13 @@ class Trainer:
         plan: Plan,
         *,
         micro_batch: int,
+        team: JobTeam = ALONE,
     ) -> None:
         self.roles = roles
         self.step = 0
         self.check: Callable[[], None] = lambda: None
-        self._plan, self._micro_batch = plan, micro_batch
+        self.wants: Callable[[], bool] = lambda: False
+        self._plan, self._micro_batch, self._team = plan, micro_batch, team
 
     @property
     def updates(self) -> dict[str, int]:
@@ -149,42 +160,62 @@ class Trainer:
         work = self._plan(self.step, self.updates)
         role = self.roles[work.role]
         role.optimizer.zero_grad()
-        values = self._backward(work)
-        norm = role.optimizer.gradient_norm()
+        sums = self._backward(work, role)
+        measured = self._agree(sums, role.optimizer.gradient_norm())
         rate = role.learning_rate(role.updates)
-        values |= {f"grad_norm/{role.name}": norm.item(), f"lr/{role.name}": rate}
-        dropped = round(values.pop("dropped"))
-        finite = math.isfinite(values.pop("total")) and math.isfinite(norm.item())
-        found = None if finite else NonFinite.find(self.step + 1, work, role, self._micro_batch)
-        if finite:
-            self._update(role, norm, rate)
+        values = {**measured.values, f"grad_norm/{role.name}": measured.norm, f"lr/{role.name}": rate}
+        found = None
+        if measured.finite:
+            self._update(role, measured.norm, rate)
+        else:
+            found = NonFinite.find(self.step + 1, work, role, self._micro_batch, self._team)
         role.optimizer.zero_grad()
         self._advance(role)
-        return StepResult(self.step, work.phase, values, time.perf_counter() - started, dropped, found, work.inputs)
+        seconds = time.perf_counter() - started
+        return StepResult(
+            self.step, work.phase, values, seconds, measured.dropped, found, work.inputs, wanted=measured.wanted
+        )
 
-    def _backward(self, work: Work) -> dict[str, float]:
+    def _backward(self, work: Work, role: Role) -> _Sums:
         parts = work.samples // self._micro_batch
         if parts * self._micro_batch != work.samples:
             raise TrainingError(
                 "E_CONFIG_VALUE", f"microBatchSize {self._micro_batch} does not divide the batch of {work.samples}."
             )
-        losses: dict[str, list[dict[str, Tensor]]] = {term.name: [] for term in work.terms}
-        totals: list[Tensor] = []
-        dropped: list[Tensor] = []
+        sums = _Sums()
+        left = parts * len(work.terms)
         for part in range(parts):
             chosen = slice(part * self._micro_batch, (part + 1) * self._micro_batch)
             for term in work.terms:
                 self.check()
                 loss = term.loss(chosen)
+                left -= 1
+                role.announce(left == 0)
                 (loss.total / parts).backward()
-                losses[term.name].append(loss.scalars)
-                totals.append(loss.total.detach().double())
-                dropped += [loss.scalars[term.dropped]] if term.dropped else []
+                sums.add(term, loss)
                 del loss
-        sums = {"total": torch.stack(totals).sum().item(), "dropped": sum(value.item() for value in dropped)}
-        return {**sums, **_averages(work.terms, losses)}
+        return sums
 
-    def _update(self, role: Role, norm: Tensor, rate: float) -> None:
+    def _agree(self, sums: _Sums, norm: Tensor) -> _Measured:
+        """Sums over all processes, in one collective with what the leading process wants: all decide alike.
+
+        Processes that share their samples have the same losses, and replicas have the same shards: both count once.
+        """
+        sizes = self._team.sizes
+        names = sorted(sums.values)
+        pairs = [part for name in names for part in sums.values[name]]
+        wanted = float(self._team.leads and self.wants())
+        asking = torch.tensor(wanted, dtype=torch.float64)
+        head = [sums.total, sums.dropped / sizes.context, norm.double().square() / sizes.replicate, asking]
+        here = torch.stack([part.to(norm.device) for part in (*head, *pairs)])
+        total, dropped, square, asked, *rest = self._team.sum(here)
+        pairs_by_name = zip(names, rest[::2], rest[1::2], strict=True)
+        # A mean over no sample (an empty time bucket) is left out: it is not zero, it is unknown.
+        values = {name: value / weight for name, value, weight in pairs_by_name if weight > 0}
+        finite = math.isfinite(total) and math.isfinite(square)
+        return _Measured(values, math.sqrt(square), round(dropped), finite, asked > 0)
+
+    def _update(self, role: Role, norm: float, rate: float) -> None:
         if role.clip_norm is not None:
             role.optimizer.clip(role.clip_norm, norm)
         role.optimizer.step(rate)
@@ -197,23 +228,34 @@ class Trainer:
             ema.update(role.parameters)
 
 
-def _averages(terms: Sequence[Term], losses: Mapping[str, list[dict[str, Tensor]]]) -> dict[str, float]:
-    """Means over micro-batches, weighted by counts where a scalar has one; one read-back for all.
+@dataclass(frozen=True)
+class _Measured:
+    """What all processes know of a step after its collective."""
 
-    A mean over no sample (an empty time bucket) is left out: it is not zero, it is unknown.
-    """
-    sums: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for term in terms:
-        parts = losses[term.name]
+    values: Mapping[str, float]
+    norm: float
+    dropped: int
+    finite: bool
+    wanted: bool
+
+
+class _Sums:
+    """Sums over this process's micro-batches: float64, 0-d, on the losses' device, nothing read back."""
+
+    def __init__(self) -> None:
+        self.total: Tensor = torch.zeros((), dtype=torch.float64)
+        self.dropped: Tensor = torch.zeros((), dtype=torch.float64)
+        self.values: dict[str, tuple[Tensor, Tensor]] = {}
+        """Metric -> (sum of value times weight, sum of weights)."""
+
+    def add(self, term: Term, loss: Loss) -> None:
+        """Add one micro-batch of one term; a scalar with a count is weighted with it."""
+        self.total = loss.total.detach().double() + self.total
+        if term.dropped is not None:
+            self.dropped = loss.scalars[term.dropped] + self.dropped
         for metric, scalar in term.scalars.items():
-            values = torch.stack([part[scalar] for part in parts])
-            counted = torch.ones_like(values)
-            if metric in term.counts:
-                counted = torch.stack([part[term.counts[metric]] for part in parts])
-            sums[metric], weights[metric] = (values * counted).sum(), counted.sum()
-    if not sums:
-        return {}
-    totals = torch.stack([*sums.values(), *weights.values()]).tolist()
-    means = zip(sums, totals[: len(sums)], totals[len(sums) :], strict=True)
-    return {metric: total / weight for metric, total, weight in means if weight > 0}
+            value = loss.scalars[scalar]
+            weight = loss.scalars[term.counts[metric]] if metric in term.counts else torch.ones_like(value)
+            before = self.values.get(metric)
+            pair = (value * weight, weight)
+            self.values[metric] = pair if before is None else (before[0] + pair[0], before[1] + pair[1])

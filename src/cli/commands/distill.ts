@@ -29,6 +29,11 @@ export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
   graceOption(detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs))))))
     .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
     .option('steps', { type: 'string', requiresArg: true, describe: `Training steps in all (${stepsKey})` })
+    .option('gpus', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'GPUs used on this machine; with compute.device=cpu, processes (compute.gpusPerNode)',
+    })
     .option('run-dir', {
       type: 'string',
       requiresArg: true,
@@ -46,6 +51,7 @@ export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
 export async function start(kind: 'distill' | 'pretrain', options: Options, output: Output): Promise<number> {
   const config = text(options, 'config') ?? 'digits-rcm';
   const steps = wholeNumber(options, 'steps', 1);
+  const gpus = wholeNumber(options, 'gpus', 1);
   const name = text(options, 'name');
   const runDir = text(options, 'run-dir');
   const grace = graceMs(options);
@@ -54,6 +60,7 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
     smoke: options.smoke === true,
     ifExists: (text(options, 'if-exists') ?? 'error') as 'error' | 'resume',
     ...(steps === undefined ? {} : { steps }),
+    ...(gpus === undefined ? {} : { gpus }),
     ...(name === undefined ? {} : { name }),
     ...(runDir === undefined ? {} : { runDir }),
   };

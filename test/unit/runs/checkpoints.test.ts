@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { appendFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -44,8 +45,27 @@ describe('checkpoints', () => {
 
   test('cannot point outside their folder', () => {
     writeCheckpoint(folder(1), 1);
-    const files = { '../../run.json': { size: 1, sha256: '' } };
+    const listed = (name: string): number => {
+      const files = { [name]: { size: 1, sha256: '' } };
+      writeFileSync(join(folder(1), 'manifest.json'), JSON.stringify({ schema: 1, step: 1, files }));
+      return listCheckpoints(runDir).length;
+    };
+    for (const name of ['state.json', 'student/shard.safetensors']) expect(listed(name)).toBe(1);
+    for (const name of ['../../run.json', '..', 'student/../x', '/run.json', 'a/b/c', 'a\\b', 'student/']) {
+      expect(listed(name)).toBe(0);
+    }
+  });
+
+  test('are checked in their folders', async () => {
+    writeCheckpoint(folder(1), 1);
+    const shard = 'ema-0/shard-00001.safetensors';
+    mkdirSync(join(folder(1), 'ema-0'));
+    writeFileSync(join(folder(1), shard), 'abc');
+    const sha256 = createHash('sha256').update('abc').digest('hex');
+    const files = { [shard]: { size: 3, sha256 } };
     writeFileSync(join(folder(1), 'manifest.json'), JSON.stringify({ schema: 1, step: 1, files }));
-    expect(listCheckpoints(runDir)).toEqual([]);
+    expect((await findCheckpoint(runDir)).step).toBe(1);
+    writeFileSync(join(folder(1), shard), 'abd');
+    await expect(findCheckpoint(runDir)).rejects.toMatchObject({ code: 'E_CHECKPOINT_CORRUPT' });
   });
 });

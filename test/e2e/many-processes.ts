@@ -1,0 +1,62 @@
+/** A run on two processes, killed at a step: for the short and the long tests. */
+import type { ChildProcess } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type CliResult, quickRun, runCli } from '../cli.ts';
+import { childrenOf } from '../processes.ts';
+
+export type Victim = 'rank' | 'sidecar' | 'node';
+
+export const twoProcesses: readonly string[] = [
+  'distill',
+  '--gpus',
+  '2',
+  ...quickRun(10),
+  '--set',
+  'compute.device=cpu',
+  '--set',
+  'checkpoints.everySteps=4',
+];
+
+/** What was killed, and what there was then. */
+export interface KilledRun extends CliResult {
+  /** Every process of the run, the victim included. */
+  readonly pids: readonly number[];
+}
+
+export async function killedRun(cwd: string, runsDir: string, victim: Victim, step: number): Promise<KilledRun> {
+  const pids: number[] = [];
+  const words = [...twoProcesses, '--runs-dir', runsDir, '--format', 'ndjson'];
+  const result = await runCli(words, {
+    cwd,
+    timeoutMs: 120_000,
+    onSpawn: child => killAtStep(child, victim, step, pids),
+  });
+  return { ...result, pids };
+}
+
+export const isAlive = (pid: number): boolean => {
+  if (!existsSync(join('/proc', String(pid)))) return false;
+  return !/^State:\s+Z/m.test(readFileSync(join('/proc', String(pid), 'status'), 'utf8'));
+};
+
+function killAtStep(child: ChildProcess, victim: Victim, step: number, pids: number[]): void {
+  let text = '';
+  child.stdout?.on('data', chunk => {
+    text += String(chunk);
+    const lines = text.split('\n').filter(line => line.includes('"type":"metric"'));
+    if (pids.length > 0 || !lines.some(line => Number(/"step":(\d+)/.exec(line)?.[1]) >= step)) return;
+    const { node, sidecar, ranks, all } = processesOf(child.pid ?? 0);
+    pids.push(...all);
+    const rank = ranks[0] ?? 0;
+    process.kill({ rank, sidecar, node }[victim], 'SIGKILL');
+  });
+}
+
+/** The processes of a run by what they are; `all` holds the watcher of the process group, too. */
+export function processesOf(node: number): { node: number; sidecar: number; ranks: number[]; all: number[] } {
+  const sidecar = childrenOf(node)[0] ?? 0;
+  const below = childrenOf(sidecar);
+  const ranks = below.filter(pid => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('--rank'));
+  return { node, sidecar, ranks, all: [node, sidecar, ...below] };
+}

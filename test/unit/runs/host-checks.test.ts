@@ -1,0 +1,30 @@
+import { expect, it } from 'vitest';
+import { configSchema } from '../../../src/config/blocks/index.ts';
+import { checkHost } from '../../../src/runs/host-checks.ts';
+
+const config = (compute: object, pretrain: object = {}): Parameters<typeof checkHost>[1] =>
+  configSchema.parse({ version: 1, name: 'test', compute, pretrain });
+
+const none = async (): Promise<readonly string[]> => [];
+const two = async (): Promise<readonly string[]> => ['A', 'B'];
+
+it('asks for as many GPUs as processes', async () => {
+  const cuda = config({ device: 'cuda', gpusPerNode: 4 });
+  await expect(checkHost('pretrain', cuda, process.env, none)).rejects.toMatchObject({ code: 'E_GPU' });
+  await expect(checkHost('pretrain', cuda, process.env, two)).rejects.toMatchObject({
+    message: 'compute.gpusPerNode is 4, but this machine has 2 GPUs.',
+    hint: 'Use --gpus 2.',
+  });
+  await checkHost('pretrain', config({ device: 'cuda', gpusPerNode: 2 }), process.env, two);
+  await checkHost('pretrain', config({ device: 'cpu', gpusPerNode: 4 }), process.env, none);
+});
+
+it('refuses a pretraining batch that does not divide, in a pretraining only', async () => {
+  const odd = config({ gpusPerNode: 3 }, { batchSize: 128 });
+  await expect(checkHost('pretrain', odd, process.env, none)).rejects.toMatchObject({
+    code: 'E_CONFIG_VALUE',
+    message: expect.stringContaining('pretrain.batchSize is 128'),
+    hint: expect.stringContaining('Use 126 or 129'),
+  });
+  await checkHost('distill', odd, process.env, none);
+});
