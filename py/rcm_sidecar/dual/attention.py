@@ -21,6 +21,7 @@ from rcm_sidecar.dual.number import Dual, DualOrTensor, join, split, widen
 Mask: TypeAlias = None | Literal["causal"] | tuple[Literal["block-causal"], int]
 
 KERNELS_VARIABLE = "RCM_KERNELS_ATTENTION"
+FUSED_HEAD_DIMS = (32, 64, 96, 128, 256)
 
 # Below this many scores per head, one batched product per step beats the tiled kernel behind torch's own attention
 # (measured on a CPU at 16 tokens: 0.37 ms against 0.52 forward, 0.4 against 1.2 backward).
@@ -156,8 +157,10 @@ def attention(
 
 
 def runs_fused(q: Tensor) -> bool:
-    """Whether `rcm_kernels` computes attention of `q`. On a CPU the explicit rules below are faster at small sizes."""
-    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+    """Whether `rcm_kernels` computes attention of `q`. On a CPU the explicit rules below are faster at small sizes, and
+    heads of other widths than the kernels take run by those rules everywhere.
+    """
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] in FUSED_HEAD_DIMS
 
 
 def choose_kernels(name: Literal["auto", "hopper", "triton", "eager"]) -> None:

@@ -43,3 +43,9 @@ def test_constant_text_keys_pass_no_tangent(monkeypatch):
 
 def test_a_cpu_runs_the_explicit_rules():
     assert not attention.runs_fused(torch.zeros(1))
+
+
+def test_the_head_dims_are_those_of_the_kernels():
+    from rcm_kernels.problem import KERNEL_HEAD_DIMS
+
+    assert attention.FUSED_HEAD_DIMS == KERNEL_HEAD_DIMS
