@@ -157,8 +157,10 @@ def attention(
 
 
 def runs_fused(q: Tensor) -> bool:
-    """Whether `rcm_kernels` computes attention of `q`. On a CPU the explicit rules below are faster at small sizes, and
-    heads of other widths than the kernels take run by those rules everywhere.
+    """Whether `rcm_kernels` computes attention of `q`.
+
+    On a CPU the explicit rules below are faster at small sizes; heads of other widths than the kernels take run by
+    them everywhere.
     """
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] in FUSED_HEAD_DIMS
 
