@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rcm_kernels import operators
-from rcm_kernels.problem import Mask, check, frame_of
+from rcm_kernels.problem import Mask, check, check_backward, check_tensors
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
 NO_VMAP = "rcm_kernels: attention does not work under vmap; put the mapped dimension into the batch"
@@ -61,6 +61,7 @@ def attention_jvp(
     Raises:
         ValueError: Shapes, dtypes, devices, strides or mask that do not fit; the message names the argument.
     """
+    check_tensors(q=q, k=k, v=v, tq=tq, tk=tk, tv=tv)
     _refuse_vmap(q, k, v, tq, tk, tv)
     q, k, v, tq, tk, tv = _autocast(q, k, v, tq, tk, tv)
     problem = check(q, k, v, tq, tk, tv, scale, mask)
@@ -90,7 +91,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ma
 
     Returns:
         [B, H, Lq, D].
+
+    Raises:
+        ValueError: Arguments that do not fit; the message names the argument.
     """
+    check_tensors(q=q, k=k, v=v)
     _refuse_vmap(q, k, v)
     q, k, v = _autocast(q, k, v)
     problem = check(q, k, v, None, None, None, scale, mask)
@@ -112,17 +117,21 @@ def attention_backward(
     """Gradients of q, k and v from the saved `out` and `lse` of `attention_jvp`, by the fastest backward there is.
 
     Args:
-        grad: Gradient of `out`, [B, H, Lq, D].
-        q: As given to the forward; likewise k, v, scale, mask.
+        grad: Gradient of `out`, [B, H, Lq, D], any floating point dtype.
+        q: As given to the forward (under autocast: in its dtype); likewise k, v, scale, mask.
         k: See `q`.
         v: See `q`.
-        out: The forward's output.
+        out: The forward's output, in q's dtype.
         lse: The forward's log-sum-exp [B, H, Lq].
         scale: See `q`.
         mask: See `q`.
+
+    Raises:
+        ValueError: Shapes, dtypes, devices, scale or mask that do not fit; the message names the argument.
     """
-    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    grads = operators.attn_backward(grad.to(q.dtype), q, k, v, out, lse, factor, frame_of(mask))
+    check_tensors(grad=grad, q=q, k=k, v=v, out=out, lse=lse)
+    problem = check_backward(grad, q, k, v, out, lse, scale, mask)
+    grads = operators.attn_backward(grad.to(q.dtype), q, k, v, out, lse, problem.scale, problem.frame)
     return grads[0], grads[1], grads[2]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rcm_kernels import elementwise_operators as operators
+from rcm_kernels.operators import refuse_gradient
 from rcm_kernels.row_plan import even_heads, even_rows
 
 Optional = Tensor | None
@@ -262,12 +263,8 @@ def _needs_graph(*tensors: Optional) -> bool:
 
 
 def _refuse(gradients: tuple[Optional, ...], *names: str) -> None:
-    """Raise when a tangent is asked for its gradient. Compile traces with one for every output: it cannot tell."""
-    if torch.compiler.is_compiling():
-        return
     for gradient, name in zip(gradients, names, strict=True):
-        if gradient is not None:
-            raise RuntimeError(NO_GRADIENT.format(name=name))
+        refuse_gradient(gradient, NO_GRADIENT.format(name=name))
 
 
 def _halves(result: Tensor, dual: bool) -> tuple[Tensor, Optional]:

@@ -5,7 +5,8 @@ from its arguments: `rcm_kernels::attn_jvp` (tangents of q, k and v), `attn_jvp_
 `attn_jvp_some` (any other pattern) and `attn` (none). Selective checkpointing sees them by these names.
 
 Only the output carries a gradient. The tangent, lse and mu do not, and asking for their gradient is an error: without
-`set_materialize_grads(False)` and this check a loss on the tangent would silently get none.
+`set_materialize_grads(False)` and this check a loss on the tangent would silently get none. Under compile the check is
+an assertion in the graph of the backward (`refuse_gradient`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from rcm_kernels.dispatch import forward, requested_backend
@@ -116,11 +118,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(q, k, v, output[0], output[-1] if len(output) == 2 else output[2])
 
 
+def refuse_gradient(gradient: Tensor | None, message: str) -> None:
+    """Raise RuntimeError when a result without a gradient is asked for one.
+
+    Compile traces a backward with a gradient for every result and passes zeros for those not asked for. What it traces
+    here is an assertion that they are zero; on CUDA that runs on the device, without waiting for it.
+    """
+    if gradient is None:
+        return
+    if not (torch.compiler.is_compiling() or is_fake(gradient)):
+        raise RuntimeError(message)
+    torch.ops.aten._assert_async.msg(gradient.eq(0).all(), message)
+
+
 def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     names = ("log-sum-exp",) if len(others) == 1 else ("tangent", "log-sum-exp", "mu")
     for other, name in zip(others, names, strict=True):
-        if other is not None:
-            raise RuntimeError(NO_GRADIENT.format(name=name))
+        refuse_gradient(other, NO_GRADIENT.format(name=name))
     nothing = (None,) * (ctx.count - 3)
     if grad is None:
         return (None, None, None, *nothing)

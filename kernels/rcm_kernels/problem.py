@@ -13,6 +13,7 @@ Mask: TypeAlias = None | Literal["causal"] | tuple[Literal["block-causal"], int]
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 KERNEL_HEAD_DIMS = (32, 64, 96, 128, 256)
+TANGENTS = ("tq", "tk", "tv")
 ALIGNMENT_BYTES = 16  # of tensor memory accesses: base addresses and all strides but the last
 
 
@@ -45,7 +46,7 @@ def check(
     scale: float | None,
     mask: Mask,
 ) -> Problem:
-    """Check shapes, dtypes and devices.
+    """Check shapes, dtypes, devices, scale and mask of a forward.
 
     Raises:
         ValueError: Names the argument and what is wrong with it.
@@ -63,10 +64,32 @@ def check(
     for size, name, what in ((queries, "q", "queries"), (keys, "k", "keys"), (head_dim, "q", "head dim")):
         if size < 1:
             raise ValueError(f"{name}: {what} must be at least 1, got {size}")
-    factor = 1.0 / math.sqrt(head_dim) if scale is None else float(scale)
-    if not math.isfinite(factor):
-        raise ValueError(f"scale: must be finite, got {scale}")
-    return Problem(batch, heads, queries, keys, head_dim, factor, frame_of(mask))
+    return Problem(batch, heads, queries, keys, head_dim, _factor_of(scale, head_dim), frame_of(mask))
+
+
+def check_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float | None, mask: Mask
+) -> Problem:
+    """Check shapes, dtypes, devices, scale and mask of a backward; the gradient may have any floating point dtype.
+
+    Raises:
+        ValueError: Names the argument and what is wrong with it.
+    """
+    problem = check(q, k, v, None, None, None, scale, mask)
+    shape = tuple(q.shape)
+    _check_like(out, "out", q, shape)
+    _check_like(grad, "grad", q, shape, grad.dtype)
+    if not grad.dtype.is_floating_point:
+        raise ValueError(f"grad: dtype {grad.dtype} is not a floating point dtype")
+    _check_like(lse, "lse", q, shape[:3], torch.promote_types(q.dtype, torch.float32))
+    return problem
+
+
+def check_tensors(**tensors: Tensor | None) -> None:
+    """Raise ValueError, naming the argument, for what is not a tensor; a tangent may be None."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor) and not (x is None and name in TANGENTS):
+            raise ValueError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
 
 
 def check_for_kernels(tensors: dict[str, Tensor | None]) -> None:
@@ -136,16 +159,30 @@ def visible_pairs(queries: int, keys: int, frame: int) -> int:
     return pairs + (queries - whole * frame) * min((whole + 1) * frame, keys)
 
 
+def _factor_of(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    try:
+        factor = float(scale)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"scale: expected a number or None, got {type(scale).__name__}") from None
+    if not math.isfinite(factor):
+        raise ValueError(f"scale: must be finite, got {factor}")
+    return factor
+
+
 def _check_rank(x: Tensor, name: str) -> None:
     if x.ndim != 4:
         raise ValueError(f"{name}: expected [batch, heads, length, head dim], got shape {tuple(x.shape)}")
 
 
-def _check_like(x: Tensor, name: str, other: Tensor, shape: tuple[int, ...]) -> None:
-    _check_rank(x, name)
+def _check_like(x: Tensor, name: str, other: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """`x` has `shape`, `dtype` (that of `other` where None) and the device of `other`."""
+    if len(shape) == 4:
+        _check_rank(x, name)
     if tuple(x.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
-    if x.dtype != other.dtype:
-        raise ValueError(f"{name}: expected dtype {other.dtype}, got {x.dtype}")
+    if x.dtype != (dtype or other.dtype):
+        raise ValueError(f"{name}: expected dtype {dtype or other.dtype}, got {x.dtype}")
     if x.device != other.device:
         raise ValueError(f"{name}: expected device {other.device}, got {x.device}")

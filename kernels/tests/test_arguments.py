@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import inputs
 
-from rcm_kernels import attention_jvp, use_backend
+from rcm_kernels import attention, attention_backward, attention_jvp, use_backend
 from rcm_kernels.dispatch import choose, tile_table
 from rcm_kernels.problem import check_alignment, check_for_kernels
 
@@ -39,8 +39,55 @@ def test_empty_lengths_integers_and_scale():
         attention_jvp(ARGS[0], ARGS[1][:, :, :0], ARGS[2][:, :, :0])
     with pytest.raises(ValueError, match="^q: dtype torch.int32"):
         attention_jvp(*(x.int() for x in ARGS[:3]))
+    for scale in (float("nan"), "a", [1.0], torch.ones(2)):
+        for call in (lambda s: attention_jvp(*ARGS, scale=s), lambda s: attention(*ARGS[:3], scale=s)):
+            with pytest.raises(ValueError, match="^scale: "):
+                call(scale)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_tensor(name):
+    array = dict(zip(NAMES, ARGS, strict=True))[name].numpy()
+    with pytest.raises(ValueError, match=f"^{name}: expected a torch.Tensor, got ndarray$"):
+        attention_jvp(*replaced(**{name: array}))
+    if name in "qkv":
+        for call, count in ((attention_jvp, 6), (attention, 3)):
+            with pytest.raises(ValueError, match=f"^{name}: expected a torch.Tensor, got NoneType$"):
+                call(*replaced(**{name: None})[:count])
+
+
+def backward_arguments():
+    result = attention_jvp(*ARGS[:3])
+    return {**dict(zip("qkv", ARGS, strict=False)), "grad": result.out.clone(), "out": result.out, "lse": result.lse}
+
+
+@pytest.mark.parametrize("name", ["grad", "q", "k", "v", "out", "lse"])
+def test_backward_names_what_does_not_fit(name):
+    args = backward_arguments()
+    x = args[name]
+    attention_backward(**args)
+    other = "k" if name == "q" else name
+    wrong = {
+        f"^{name}: expected a torch.Tensor, got ndarray$": x.numpy(),
+        f"^{name}: expected ": x[0],
+        f"^{other}: expected shape": x[..., :2],
+        f"^{other}: expected device": x.to("meta"),
+        f"^{name}: .*dtype" if name != "q" else "^k: expected dtype": x.int(),
+    }
+    for message, value in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            attention_backward(**{**args, name: value})
+    if name == "grad":  # autograd's own gradients are of the output's dtype, those of a loss in float32 are not
+        wide = attention_backward(**{**args, name: x.double()})
+        torch.testing.assert_close(wide, attention_backward(**args))
+
+
+def test_backward_checks_scale_and_mask():
+    args = backward_arguments()
     with pytest.raises(ValueError, match="^scale: "):
-        attention_jvp(*ARGS, scale=float("nan"))
+        attention_backward(**args, scale="a")
+    with pytest.raises(ValueError, match="^mask: "):
+        attention_backward(**args, mask="block")
 
 
 @pytest.mark.parametrize(

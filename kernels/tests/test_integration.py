@@ -10,7 +10,15 @@ from cases import inputs
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
-from rcm_kernels import attention, attention_backward, attention_jvp
+from rcm_kernels import (
+    LayerNormTangents,
+    activation_jvp,
+    attention,
+    attention_backward,
+    attention_jvp,
+    layer_norm_jvp,
+    rms_norm_jvp,
+)
 
 F64 = torch.float64
 ops = torch.ops.rcm_kernels
@@ -147,6 +155,60 @@ def test_dynamo_traces_without_breaks():
         compiled(q, k, v, tq, tk, tv), attention_jvp(q, k, v, tq, tk, tv, mask=("block-causal", 3)), strict=True
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("pattern", ["", "q", "v", "qkv"])
+def test_compile_takes_results_that_are_not_detached(pattern):
+    """A compiled backward is traced with a gradient for every result; only one that is not zero is an error."""
+    args = inputs(1, 2, 6, 8, 16, dtype=torch.float32, pattern=pattern)
+    compiled = torch.compile(attention_jvp, fullgraph=True, backend="aot_eager")
+    one, two = leaves(*args[:3]), leaves(*args[:3])
+    compiled(*one, *args[3:]).out.square().sum().backward()
+    attention_jvp(*two, *args[3:]).out.square().sum().backward()
+    for a, b in zip(one, two, strict=True):
+        assert b.grad.abs().sum() > 0
+        torch.testing.assert_close(a.grad, b.grad)
+    for i, name in ((1, "tangent"), (2, "log-sum-exp"), (3, "mu")):
+        if pattern or i == 2:
+            result = compiled(*leaves(*args[:3]), *args[3:])
+            with pytest.raises(RuntimeError, match=f"the {name} has no gradient"):
+                (result.out.sum() + result[i].sum()).backward()
+
+
+def test_compile_raises_for_a_tangent_that_stays_inside():
+    args = inputs(1, 2, 6, 8, 16, dtype=torch.float32)
+    compiled = torch.compile(lambda *x: attention_jvp(*x).tangent.sum(), fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="the tangent has no gradient"):
+        compiled(*leaves(*args[:3]), *args[3:]).backward()
+
+
+def _layer_norm(x, rate):
+    found = layer_norm_jvp(x, x.sin(), tangents=LayerNormTangents(x=rate, y=rate))
+    return found.residual + found.out, found.residual_tangent, found.tangent
+
+
+def _rms_norm(x, rate):
+    return rms_norm_jvp(x.unflatten(-1, (2, 4)), torch.ones(8), tangent=rate.unflatten(-1, (2, 4)))
+
+
+def _activations(x, rate):
+    y, ty = activation_jvp(x, "gelu_tanh", rate)
+    return activation_jvp(y, "silu", ty)
+
+
+@pytest.mark.parametrize("step", [_layer_norm, _rms_norm, _activations])
+def test_compiled_elementwise_tangents_raise_too(step):
+    torch.manual_seed(0)
+    x, rate = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    (one,), (two,) = leaves(x), leaves(x)
+    compiled(one, rate)[0].square().sum().backward()
+    step(two, rate)[0].square().sum().backward()
+    torch.testing.assert_close(one.grad, two.grad)
+    for i in range(1, len(step(x, rate))):
+        result = compiled(*leaves(x), rate)
+        with pytest.raises(RuntimeError, match="the tangent of .* has no gradient"):
+            (result[0].sum() + result[i].sum()).backward()
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):

@@ -2,7 +2,9 @@
 
 The numbers are those of Triton 3.6.0. `matrix` counts the matrix instructions of two loops (two consumers, or the whole
 and the edge loop); `waits` those that wait for them: more of them means ptxas has serialised the products. A few bytes
-of stack are spilled once a tile; inside a loop nothing may be.
+of stack may be spilled once a tile. Inside a loop nothing is, with three exceptions, whose accesses are pinned: Hopper
+at D = 64 split (2), portable on sm_90a at D = 128 (5; Hopper has its own kernel for it) and on sm_80 at D = 128 (22).
+By default every architecture is compiled at D = 128, the head dim of both model families; the rest is long.
 """
 
 import importlib.util
@@ -10,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,17 +26,17 @@ FAST = {
     "hopper 128 full masked": (168, 72, 72, 6, 0),
     "hopper 128 constant": (168, 40, 48, 6, 0),
     "hopper 64 full split": (168, 72, 72, 6, 2),
-    "portable sm_90a 64": (208, 0, 48, 11, 0),
-    "portable sm_80 64": (255, 0, 192, 0, 0),
-    "portable sm_100 64": (168, 0, 88, 0, 0),
+    "portable sm_90a 128": (255, 64, 72, 11, 5),
+    "portable sm_80 128": (255, 224, 192, 0, 22),
+    "portable sm_100 128": (176, 0, 122, 0, 0),
 }
 REST = {
     "hopper 128 full fp16": (168, 24, 72, 6, 0),
     "hopper 64 constant": (168, 40, 48, 6, 0),
-    "portable sm_90a 128": (255, 64, 72, 11, 5),
+    "portable sm_90a 64": (208, 0, 48, 11, 0),
     "portable sm_90a 128 q": (255, 24, 48, 7, 0),
-    "portable sm_80 128": (255, 224, 192, 0, 22),
-    "portable sm_100 128": (176, 0, 122, 0, 0),
+    "portable sm_80 64": (255, 0, 192, 0, 0),
+    "portable sm_100 64": (168, 0, 88, 0, 0),
 }
 
 
@@ -41,11 +44,17 @@ def compile_cases(cases, cache, timeout):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     script = Path(__file__).with_name("offline.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *cases], env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+    def compiled(some):
+        done = subprocess.run(
+            [sys.executable, str(script), *some], env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()
+
+    halves = [half for half in (cases[::2], cases[1::2]) if half]
+    with ThreadPoolExecutor(len(halves)) as side_by_side:
+        return {line["case"]: line for lines in side_by_side.map(compiled, halves) for line in map(json.loads, lines)}
 
 
 def judge(found, pins):
