@@ -54,7 +54,7 @@ def convert_weights(
     max_shard_bytes: int = SHARD_BYTES,
     report: Report = lambda *_facts: None,
 ) -> Conversion:
-    """Write the weights of `path` at `out`.
+    """Write the weights of `path` at `out`; whatever is raised, nothing there has changed.
 
     Args:
         path: As `inspect_weights`.
@@ -63,7 +63,7 @@ def convert_weights(
         model: As `inspect_weights`.
         overrides: As `inspect_weights`.
         dtype: "bf16", "fp16" or "fp32"; None keeps that of each tensor.
-        check: Read the result back and compare it with the source.
+        check: Read the result back and compare it with the source, before it takes the place of what is at `out`.
         overwrite: Replace what is at `out`.
         max_shard_bytes: Largest file of a folder.
         report: See `Report`.
@@ -87,13 +87,18 @@ def convert_weights(
         name: _cast(name, weights.tensors[name], shape, DTYPES[dtype] if dtype else None)
         for name, shape in shapes.items()
     }
-    done = _Counter(report, "writing", len(tensors))
-    written = write_network(net, tensors, target, layout, max_shard_bytes=max_shard_bytes, written=done)
+    last = _Counter(report, "writing", len(tensors))
     compared = None
-    if check:
-        compare_tensors(tensors, written, _Counter(report, "comparing", len(tensors)))
-        forward = compare_forward(inspection, written, cast=dtype is not None)
-        compared = Compared(len(tensors), forward)
+
+    def compare(temporary: Path) -> None:
+        nonlocal compared, last
+        if check:
+            last = _Counter(report, "comparing", len(tensors))
+            compare_tensors(tensors, temporary, last)
+            compared = Compared(len(tensors), compare_forward(inspection, temporary, cast=dtype is not None))
+        last.repeat()  # syncing and the forward pass take their time: this is the last chance to stop
+
+    written = write_network(net, tensors, target, layout, max_shard_bytes=max_shard_bytes, written=last, check=compare)
     return Conversion(inspection, written, tuple(weights_files(written)), compared)
 
 
@@ -107,6 +112,10 @@ class _Counter:
     def __call__(self, size: int) -> None:
         self._done += 1
         self._bytes += size
+        self.repeat()
+
+    def repeat(self) -> None:
+        """Report once more, which raises when the job is to end."""
         self._report(self._phase, self._done, self._total, self._bytes)
 
 

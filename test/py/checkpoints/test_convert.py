@@ -16,9 +16,9 @@ from networks import small_cosmos, small_wan
 from safetensors.torch import load_file
 
 from rcm_sidecar import files
-from rcm_sidecar.checkpoints import compare, save_network
+from rcm_sidecar.checkpoints import compare, convert, save_network
 from rcm_sidecar.checkpoints.convert import DTYPES, convert_weights
-from rcm_sidecar.checkpoints.reading import open_weights
+from rcm_sidecar.checkpoints.reading import open_weights, weights_files
 from rcm_sidecar.checkpoints.weights_file import open_network
 from rcm_sidecar.errors import SidecarError, WeightsError
 
@@ -159,14 +159,30 @@ def test_a_full_disk_is_seen_before_anything_is_written(source, monkeypatch, tmp
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.parametrize("when", [("writing", 30), ("comparing", 30), ("comparing", 69)])
 @pytest.mark.parametrize("out", ["out", "w.safetensors", "w.pt"])
-def test_an_interruption_leaves_nothing(source, out, tmp_path):
+def test_an_interruption_leaves_nothing(source, out, when, tmp_path):
     def interrupt(phase, done, total, size):
-        if done == 30:
+        if (phase, done) == when:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert_weights(source, tmp_path / out, "official", report=interrupt)
+        convert_weights(source, tmp_path / out, "official", check=True, report=interrupt)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_it_can_be_stopped_until_the_result_gets_its_name(source, check, tmp_path):
+    """The forward pass and the disk take their time after the last tensor."""
+    seen = []
+
+    def interrupt(phase, done, total, size):
+        seen.append((phase, done))
+        if seen[-2:] == [("comparing" if check else "writing", 69)] * 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_weights(source, tmp_path / "out", "diffusers", check=check, report=interrupt)
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -213,22 +229,26 @@ def test_a_mixture_of_two_conversions_never_passes_for_complete(source, monkeypa
         convert_weights(out, tmp_path / "again", "official")
 
 
-def test_a_result_that_differs_is_found(source, monkeypatch, tmp_path):
-    def corrupt(net, tensors, target, layout, **options):
-        path = write(net, tensors, target, layout, **options)
-        file = path / "diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize("out", ["out", "w.safetensors", "w.pt"])
+def test_a_result_that_differs_replaces_nothing(source, out, monkeypatch, tmp_path):
+    """The disk gives back another bit: what was there before stays, byte for byte, and nothing is added."""
+    other = save_network(small_wan.small_network(torch.float32, seed=5), tmp_path / "other")
+
+    def corrupt(wanted, path, compared):
+        (file,) = weights_files(path)
         content = bytearray(file.read_bytes())
-        content[-1] ^= 1
+        for place in range(len(content) // 3, len(content), len(content) // 3):
+            content[place] ^= 1
         file.write_bytes(content)
-        return path
+        compare.compare_tensors(wanted, path, compared)
 
-    from rcm_sidecar.checkpoints import convert
-
-    write = convert.write_network
-    monkeypatch.setattr(convert, "write_network", corrupt)
-    with pytest.raises(WeightsError, match="is not what was written") as caught:
-        convert_weights(source, tmp_path / "out", "diffusers", check=True)
-    assert caught.value.code == "E_WEIGHTS_COMPARE"
+    monkeypatch.setattr(convert, "compare_tensors", corrupt)
+    refused(source, tmp_path / out, "E_WEIGHTS_COMPARE", "is not what was written", layout="official", check=True)
+    convert_weights(other, tmp_path / out, "official")
+    options = {"layout": "official", "check": True, "overwrite": True}
+    refused(source, tmp_path / out, "E_WEIGHTS_COMPARE", "is not what was written", **options)
+    monkeypatch.undo()
+    convert_weights(source, tmp_path / out, check=True, overwrite=True, layout="official")
 
 
 def test_the_forward_pass_sees_a_config_that_is_not_the_networks(source, monkeypatch, tmp_path):
@@ -236,8 +256,7 @@ def test_the_forward_pass_sees_a_config_that_is_not_the_networks(source, monkeyp
 
     wrong = lambda net: {**layouts.diffusers_config(net), "num_attention_heads": 1}  # noqa: E731
     monkeypatch.setattr(save, "diffusers_config", wrong)
-    with pytest.raises(WeightsError, match="another velocity"):
-        convert_weights(source, tmp_path / "out", "diffusers", check=True)
+    refused(source, tmp_path / "out", "E_WEIGHTS_COMPARE", "another velocity", check=True)
 
 
 def test_no_forward_pass_without_the_memory(source, monkeypatch, tmp_path):
