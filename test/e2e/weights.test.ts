@@ -30,9 +30,15 @@ describe('weights', () => {
     expect(said[1]).toMatch(/^verified {2}complete and finite$/m);
     expect(said[2]).toMatch(/^verified {2}96 tensors equal bit for bit; a forward pass is equal$/m);
     expect(readdirSync(join(folder.path, 'digits-teacher-diffusers')).sort()).toEqual([
+      'conditioner.safetensors',
       'config.json',
       'diffusion_pytorch_model.safetensors',
+      'sampler.json',
     ]);
+    const sampled = await runCli(['sample', './digits-teacher-diffusers', '--num', '1', '--steps', '2'], {
+      cwd: folder.path,
+    });
+    expect(sampled.code, sampled.stderr).toBe(0);
   });
 
   it('comes back to the same tensors through --json, and replaces only with --yes', { timeout: 120_000 }, async () => {

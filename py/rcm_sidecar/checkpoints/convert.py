@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rcm_sidecar.checkpoints.companions import read_companions, write_companions
 from rcm_sidecar.checkpoints.compare import Compared, compare_forward, compare_tensors
 from rcm_sidecar.checkpoints.guess import Guess
 from rcm_sidecar.checkpoints.inspect import Inspection
@@ -54,7 +55,9 @@ def convert_weights(
     max_shard_bytes: int = SHARD_BYTES,
     report: Report = lambda *_facts: None,
 ) -> Conversion:
-    """Write the weights of `path` at `out`; whatever is raised, nothing there has changed.
+    """Write the weights of `path` at `out`, in a folder with their companions.
+
+    Whatever is raised before the result gets its name, nothing at `out` has changed.
 
     Args:
         path: As `inspect_weights`.
@@ -70,7 +73,8 @@ def convert_weights(
 
     Raises:
         WeightsError: what opening finds, E_WEIGHTS_MISMATCH, E_WEIGHTS_LAYOUT, E_WEIGHTS_WRITE, E_WEIGHTS_NON_FINITE
-            (a value beyond the range of `dtype`), E_WEIGHTS_COMPARE (the result differs).
+            (a value beyond the range of `dtype`), E_WEIGHTS_COMPARE (the result differs), E_WEIGHTS_SAMPLER
+            (the sampler.json beside the source is no JSON).
         ConfigError: E_NETWORK_*; E_USAGE for an unknown dtype or an output that is the source.
         HostError: E_CONSENT (there is something at `out`), E_DISK_FULL.
     """
@@ -90,15 +94,19 @@ def convert_weights(
     last = _Counter(report, "writing", len(tensors))
     compared = None
 
-    def compare(temporary: Path) -> None:
+    companions = read_companions(source)
+
+    def finish(temporary: Path) -> None:
         nonlocal compared, last
         if check:
             last = _Counter(report, "comparing", len(tensors))
             compare_tensors(tensors, temporary, last)
             compared = Compared(len(tensors), compare_forward(inspection, temporary, cast=dtype is not None))
+        if temporary.is_dir():
+            write_companions(companions, temporary)
         last.repeat()  # syncing and the forward pass take their time: this is the last chance to stop
 
-    written = write_network(net, tensors, target, layout, max_shard_bytes=max_shard_bytes, written=last, check=compare)
+    written = write_network(net, tensors, target, layout, max_shard_bytes=max_shard_bytes, written=last, finish=finish)
     return Conversion(inspection, written, tuple(weights_files(written)), compared)
 
 

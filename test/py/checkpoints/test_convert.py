@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
-from checkpoints.checks import files_of, state
+from checkpoints.checks import assert_same, files_of, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import small_cosmos, small_wan
 from safetensors.torch import load_file
 
 from rcm_sidecar import files
-from rcm_sidecar.checkpoints import compare, convert, save_network
+from rcm_sidecar.checkpoints import compare, convert, load_network, save_network
 from rcm_sidecar.checkpoints.convert import DTYPES, convert_weights
 from rcm_sidecar.checkpoints.reading import open_weights, weights_files
+from rcm_sidecar.checkpoints.sources import load_source, load_table, locate
 from rcm_sidecar.checkpoints.weights_file import open_network
 from rcm_sidecar.errors import SidecarError, WeightsError
 
@@ -277,3 +280,36 @@ def test_the_public_student_file_in_every_layout(tmp_path):
     assert torch.equal(stored["patch_embedding.weight"], net.patch_embedding.weight)
     again = convert_weights(folder, tmp_path / "again.pth", "official").path
     assert {k: t.load().tolist() for k, t in open_weights(again).items()} == {k: t.tolist() for k, t in tensors.items()}
+
+
+@pytest.mark.parametrize("max_shard_bytes", [100_000, 10**9])
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_digits_weights_can_be_sampled_and_distilled_after_a_conversion(layout, max_shard_bytes, tmp_path):
+    teacher = locate("builtin:digits-teacher")
+    out = convert_weights(teacher, tmp_path / "out", layout, max_shard_bytes=max_shard_bytes, check=True).path
+    assert (len(list(out.glob("diffusion_pytorch_model*.safetensors"))) > 1) == (max_shard_bytes < 10**9)
+    first, second = load_source(teacher), load_source(out)
+    assert_same(first.network, second.network)
+    assert_same(first.conditioner, second.conditioner)
+    assert msgspec.structs.replace(second.settings, weights=first.settings.weights) == first.settings
+    again = convert_weights(out, tmp_path / "again", "official").path
+    assert_same(first.network, load_source(again).network)
+    for path in (out, again):
+        before, after = (json.loads((folder / "sampler.json").read_text()) for folder in (teacher, path))
+        assert {**after, "weights": before["weights"]} == before  # what is for people, too
+        load_network(second.network, path)  # as distill takes it: the folder, not the file that sampler.json names
+        assert_same(first.network, second.network)
+        load_table(path, second.network)
+
+
+def test_companions_stay_with_their_weights(source, tmp_path):
+    """Not beside other weights that take their place, and never among the files of a folder of models."""
+    teacher, out = locate("builtin:digits-teacher"), tmp_path / "out"
+    convert_weights(teacher, out, "diffusers")
+    assert {"sampler.json", "conditioner.safetensors"} < set(os.listdir(out))
+    convert_weights(source, out, "diffusers", overwrite=True)
+    assert sorted(os.listdir(out)) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    convert_weights(teacher, tmp_path / "models", "comfyui")
+    assert os.listdir(tmp_path / "models") == ["wan2.1-tiny.safetensors"]
+    (source / "sampler.json").write_text("[]")
+    refused(source, tmp_path / "new", "E_WEIGHTS_SAMPLER", "sampler.json")
