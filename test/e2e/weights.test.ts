@@ -14,6 +14,9 @@ afterAll(() => folder.remove());
 
 const weights = (...words: readonly string[]) => runCli(['weights', ...words], { cwd: folder.path });
 
+/** What is refused with these is refused before Python is looked for. */
+const noPython = ['--python', './nowhere/python'] as const;
+
 describe('weights', () => {
   it('does what docs/weights.md shows', { timeout: 120_000 }, async () => {
     const guide = readFileSync(join(packageRoot(), 'docs', 'weights.md'), 'utf8');
@@ -73,6 +76,9 @@ describe('weights', () => {
     [['convert', 'builtin:digits-teacher', '--to', 'gguf'], 2, 'E_USAGE'],
     [['convert', 'builtin:digits-teacher', '--to', 'official', '--dtype', 'int4'], 2, 'E_USAGE'],
     [['convert', 'builtin:digits-teacher'], 2, 'E_USAGE'],
+    [['convert', 'builtin:digits-teacher', '--to', 'diffusers', '--out', 'x.pt', ...noPython], 2, 'E_USAGE'],
+    [['convert', 'builtin:digits-teacher', '--to', 'diffusers', '--out', 'x.safetensors', ...noPython], 2, 'E_USAGE'],
+    [['convert', 'builtin:digits-teacher', '--to', 'comfyui', '--out', 'x.pth', ...noPython], 2, 'E_USAGE'],
     [['verify', 'builtin:digits-teacher', '--model', 'cosmos-predict2-t2i-2b'], 5, 'E_WEIGHTS_MISMATCH'],
   ] as const)('%j ends with %d', { timeout: 60_000 }, async (words, exitCode, code) => {
     const before = readdirSync(folder.path).sort();
