@@ -46,7 +46,7 @@ export function locateWeights(locator: string, network?: NetworkName, env: Envir
   if (path !== undefined && fs.existsSync(path)) return path;
   const hint = locator.startsWith('builtin:')
     ? 'Shipped weights: builtin:digits-teacher.'
-    : (howToFetch(locator, network) ?? 'Give a run, an export folder or a weights file.');
+    : (howToFetch(locator, network) ?? 'Give a file, a folder, builtin:NAME or hf:OWNER/NAME.');
   throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${locator}.`, { hint });
 }
 

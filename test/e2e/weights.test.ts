@@ -71,6 +71,14 @@ describe('weights', () => {
     expect(existsSync(join(folder.path, 'b', 'wan2.1-tiny.safetensors'))).toBe(true);
   });
 
+  it('takes no runs, and says what it takes', async () => {
+    const { code, stderr } = await weights('verify', './nowhere');
+    expect({ code, stderr }).toEqual({
+      code: 3,
+      stderr: `E_WEIGHTS_NOT_FOUND: There are no weights at ${join(folder.path, 'nowhere')}.\nGive a file, a folder, builtin:NAME or hf:OWNER/NAME.\n`,
+    });
+  });
+
   it.each([
     [['verify', './nowhere'], 3, 'E_WEIGHTS_NOT_FOUND'],
     [['convert', 'builtin:digits-teacher', '--to', 'gguf'], 2, 'E_USAGE'],
