@@ -4,6 +4,7 @@
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { findSizeConflicts } from '../config/sizes.ts';
 import type { RcmConfig } from '../config/types.ts';
 import { type ErrorCode, errorCodes, isRcmBridgeError } from '../errors/index.ts';
 import { networkNames, type Overrides, sizedNetwork } from '../models/registry.ts';
@@ -154,12 +155,17 @@ function problemOf(error: unknown): WeightsProblem {
 }
 
 /** What to set so that the config names the network of the weights; undefined when they are of none. */
-function howToFit({ model }: RcmConfig, { network, mismatch }: WeightsInspection): string | undefined {
+function howToFit(config: RcmConfig, { network, mismatch }: WeightsInspection): string | undefined {
+  const { model } = config;
   const name = networkNames.find(known => known === network?.name);
   if (network === null || name === undefined || mismatch !== null) return undefined;
   const theirs = sizedNetwork(name, network.overrides as Overrides);
   const ours = sizedNetwork(model.name, model.overrides);
   if ('problems' in theirs || 'problems' in ours) return undefined;
+  const adapted = { ...config, model: { ...model, name, overrides: network.overrides as Overrides } };
+  const [refused] = findSizeConflicts(adapted);
+  if (refused !== undefined)
+    return `They are of ${name} in a size that this config refuses: ${refused.text} Name others.`;
   if (name !== model.name) {
     const set = Object.entries(network.overrides).map(([key, value]) => `${key} ${shown(value)}`);
     return set.length === 0
