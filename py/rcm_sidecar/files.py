@@ -62,8 +62,11 @@ def write_through(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """The name under which `path` is written; host and process keep apart those who write the same file."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """The name under which `path` is written; host and process keep apart those who write the same file.
+
+    It ends as `path` does, so that what is complete can be read back by its suffix before it gets its name.
+    """
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp{path.suffix}")
 
 
 def remove_leftovers(path: Path) -> None:

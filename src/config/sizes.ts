@@ -11,7 +11,6 @@ import {
 } from '../models/latent.ts';
 import type { Extent } from '../models/network.ts';
 import { networkNamed, type SizedNetwork, sizedNetwork } from '../models/registry.ts';
-import type { RcmConfigOutput } from './blocks/index.ts';
 import { type Conflict, conflict } from './conflict.ts';
 import type { RcmConfig } from './types.ts';
 
@@ -30,7 +29,7 @@ export interface SampleFacts {
 }
 
 /** Sizes that fit no network, no latent or not the data. */
-export function findSizeConflicts(config: RcmConfigOutput): readonly Conflict[] {
+export function findSizeConflicts(config: RcmConfig): readonly Conflict[] {
   const sized = sizedNetwork(config.model.name, config.model.overrides);
   if ('problems' in sized) {
     return sized.problems.map(({ key, text, hint }) => ({
@@ -77,7 +76,7 @@ const stride = ({ model, data }: Pick<RcmConfig, 'model' | 'data'>, network: Siz
   strideOf(network, model.vae === null && data.kind !== 'latentShards');
 
 /** Sides and frames that do not make whole latents and patches, or go beyond the last position. */
-function latentConflicts(config: RcmConfigOutput, network: SizedNetwork): readonly Conflict[] {
+function latentConflicts(config: RcmConfig, network: SizedNetwork): readonly Conflict[] {
   const pixelsPerLatent = stride(config, network);
   const legal = legalSizes(network, pixelsPerLatent);
   const sides = axes.flatMap(axis => sideConflicts(axis, config.model[axis], legal[axis], network.name));
@@ -103,7 +102,7 @@ function sideConflicts(
   return [conflict(`model.${axis}`, text, `Use ${nearest.join(' or ')}.`)];
 }
 
-function digitsConflicts({ model }: RcmConfigOutput, network: SizedNetwork): readonly Conflict[] {
+function digitsConflicts({ model }: RcmConfig, network: SizedNetwork): readonly Conflict[] {
   const { channels, ...sizes } = digitsShape;
   const sides = axes
     .filter(axis => model[axis] !== sizes[axis])
@@ -131,7 +130,7 @@ function velocityConflicts({ sizes: { inDim, outDim } }: SizedNetwork): readonly
   return [conflict('model.overrides.outDim', text, `Use ${inDim}.`)];
 }
 
-function textConflicts({ model }: RcmConfigOutput, { family, sizes }: SizedNetwork): readonly Conflict[] {
+function textConflicts({ model }: RcmConfig, { family, sizes }: SizedNetwork): readonly Conflict[] {
   if (model.textEncoder === 'labels') return [];
   const { name, width } = family.textEncoder;
   if (model.textEncoder !== 'auto' && model.textEncoder !== name) {
@@ -142,7 +141,7 @@ function textConflicts({ model }: RcmConfigOutput, { family, sizes }: SizedNetwo
   return [conflict('model.overrides.textDim', text, `Use ${width}, or model.textEncoder labels.`)];
 }
 
-function loraConflicts({ student: { lora } }: RcmConfigOutput, { family, sizes }: SizedNetwork): readonly Conflict[] {
+function loraConflicts({ student: { lora } }: RcmConfig, { family, sizes }: SizedNetwork): readonly Conflict[] {
   if (lora === null) return [];
   const most = Math.min(...lora.targets.map(target => family.narrowest(sizes, target)));
   if (lora.rank <= most) return [];

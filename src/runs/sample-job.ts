@@ -1,6 +1,6 @@
 /** `sample`: draws from a finished run, an export, a teacher or a weights file; touches no run directory. */
 import fs from 'node:fs';
-import { basename, dirname, join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import type { SidecarBlob } from '../bridge/event-stream.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import type { RunStart } from '../protocol/messages.ts';
@@ -11,7 +11,7 @@ import type { SampleOptions, SampleResult } from './options.ts';
 import { writeSampleGrid } from './sample-files.ts';
 import { runSidecarJob } from './sidecar-job.ts';
 import { findRun } from './store.ts';
-import { locateWeights, teacherLocator } from './weights.ts';
+import { folderOf, locateWeights, teacherLocator } from './weights.ts';
 
 const studentSteps = 4;
 const exportLayouts = ['official', 'diffusers', 'comfyui'];
@@ -54,7 +54,11 @@ function locateSource(context: BridgeContext, name: string, teacher: boolean): s
   const isThere = fs.existsSync(path) && !fs.existsSync(join(path, 'run.json'));
   const looksLikePath = name.includes('/') || name.includes('\\') || /\.(safetensors|pth|pt|bin)$/.test(name);
   if (isThere && looksLikePath) return checked(path);
-  if (looksLikePath && !isThere) locateWeights(path);
+  if (looksLikePath && !fs.existsSync(path)) {
+    throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${path}.`, {
+      hint: 'Give a run, an export folder or a weights file.',
+    });
+  }
   const run = findRun(context.runsDir, name, context.cwd);
   if (teacher) {
     const weights = teacherLocator(readStoredConfig(run.dir));
@@ -74,7 +78,7 @@ function locateSource(context: BridgeContext, name: string, teacher: boolean): s
 
 /** Weights are of use only with the sampler.json that says what network they belong to. */
 function checked(path: string): string {
-  const folder = fs.statSync(locateWeights(path)).isDirectory() ? path : dirname(path);
+  const folder = folderOf(locateWeights(path));
   if (fs.existsSync(join(folder, 'sampler.json'))) return path;
   throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no sampler.json beside ${basename(path)} in ${folder}.`, {
     hint: 'Use a run, or a folder of whole weights below its export/, such as export/official.',
@@ -83,7 +87,7 @@ function checked(path: string): string {
 
 /** A student takes 4 steps; a teacher as many as its sampler.json says. */
 function defaultSteps(source: string): number {
-  const folder = fs.statSync(source).isDirectory() ? source : dirname(source);
+  const folder = folderOf(source);
   try {
     const { kind, sampler } = JSON.parse(fs.readFileSync(join(folder, 'sampler.json'), 'utf8')) as {
       kind?: string;

@@ -1,6 +1,6 @@
 /** Weights locators as Node reads them: is there something at the place that a config or a user names? */
 import fs from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { RcmConfig } from '../config/types.ts';
 import { RcmBridgeError } from '../errors/index.ts';
 import { type NetworkName, networkNamed, suggestNetwork } from '../models/registry.ts';
@@ -46,9 +46,12 @@ export function locateWeights(locator: string, network?: NetworkName, env: Envir
   if (path !== undefined && fs.existsSync(path)) return path;
   const hint = locator.startsWith('builtin:')
     ? 'Shipped weights: builtin:digits-teacher.'
-    : (howToFetch(locator, network) ?? 'Give a run, an export folder or a weights file.');
+    : (howToFetch(locator, network) ?? 'Give a file, a folder, builtin:NAME or hf:OWNER/NAME.');
   throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${locator}.`, { hint });
 }
+
+/** Where what goes with weights lies, beside them: sampler.json and the label table. */
+export const folderOf = (path: string): string => (fs.statSync(path).isDirectory() ? path : dirname(path));
 
 function locateFetched(locator: string, env: Environment): string {
   const path = cachedSnapshot(parseHubLocator(locator), env);

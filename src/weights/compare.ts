@@ -1,11 +1,17 @@
-/** Whether the weights a config names are there and are those of its network: from their headers, nothing is loaded. */
+/**
+ * Whether the weights a config names are there and are those of its network: from their headers, nothing is loaded;
+ * and whether the label table lies beside them.
+ */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { findSizeConflicts } from '../config/sizes.ts';
 import type { RcmConfig } from '../config/types.ts';
 import { type ErrorCode, errorCodes, isRcmBridgeError } from '../errors/index.ts';
 import { networkNames, type Overrides, sizedNetwork } from '../models/registry.ts';
 import type { WeightsInspection } from '../protocol/messages.ts';
 import type { BridgeContext } from '../runs/context.ts';
 import { type RunJob, withSidecar } from '../runs/sidecar-job.ts';
-import { howToFetch, locateWeights, type NamedWeights, namedWeights } from '../runs/weights.ts';
+import { folderOf, howToFetch, locateWeights, type NamedWeights, namedWeights } from '../runs/weights.ts';
 import { inspectIn } from './jobs.ts';
 
 /** What is wrong with weights, as an error would say it. */
@@ -61,14 +67,34 @@ export async function compareWeights(
   const located = named.map(one => ({ ...one, ...locate(context, one, config) }));
   const comparable = located.filter(({ found, adapter }) => found && !adapter);
   const notCompared = comparable.length > 0 ? await whyNoPython(context, signal) : null;
-  if (comparable.length === 0 || notCompared !== null) return { weights: located, notCompared };
+  const inspected = notCompared === null ? await inspectAll(context, config, comparable, signal) : new Map();
+  const compared = located.map(one => ({ ...one, ...(one.adapter ? {} : inspected.get(one.locator)) }));
+  return { weights: compared.map(one => ({ ...one, problem: one.problem ?? missingTable(one, config) })), notCompared };
+}
+
+async function inspectAll(
+  context: BridgeContext,
+  config: RcmConfig,
+  weights: readonly ComparedWeights[],
+  signal: AbortSignal | undefined,
+): Promise<ReadonlyMap<string, Found>> {
   const inspected = new Map<string, Found>();
+  if (weights.length === 0) return inspected;
   await withSidecar(context, { signal }, async run => {
-    for (const { locator, path } of comparable) {
+    for (const { locator, path } of weights) {
       if (path !== null && !inspected.has(locator)) inspected.set(locator, await inspect(run, config, locator, path));
     }
   });
-  return { weights: located.map(one => ({ ...one, ...(one.adapter ? {} : inspected.get(one.locator)) })), notCompared };
+  return inspected;
+}
+
+/** Labels are read from a table that was trained with the teacher and lies beside it. */
+function missingTable({ key, path }: ComparedWeights, { model }: RcmConfig): WeightsProblem | null {
+  if (key !== 'teacher.weights' || path === null || model.textEncoder !== 'labels') return null;
+  const table = join(folderOf(path), tableFile);
+  if (existsSync(table)) return null;
+  const hint = `Copy ${tableFile} from beside the weights it was trained with.`;
+  return { code: notFound, message: `There is no label table ${table}.`, hint };
 }
 
 function locate({ env }: BridgeContext, { locator, adapter }: NamedWeights, { model }: RcmConfig): Found {
@@ -117,6 +143,7 @@ const facts = (path: string, { layout, network, tensors, dtypes, bytes }: Weight
 });
 
 const notFound = 'E_WEIGHTS_NOT_FOUND';
+const tableFile = 'conditioner.safetensors';
 const unusableWeights = 5;
 
 /** Errors about the weights themselves are findings; others end the comparison. */
@@ -128,12 +155,17 @@ function problemOf(error: unknown): WeightsProblem {
 }
 
 /** What to set so that the config names the network of the weights; undefined when they are of none. */
-function howToFit({ model }: RcmConfig, { network, mismatch }: WeightsInspection): string | undefined {
+function howToFit(config: RcmConfig, { network, mismatch }: WeightsInspection): string | undefined {
+  const { model } = config;
   const name = networkNames.find(known => known === network?.name);
   if (network === null || name === undefined || mismatch !== null) return undefined;
   const theirs = sizedNetwork(name, network.overrides as Overrides);
   const ours = sizedNetwork(model.name, model.overrides);
   if ('problems' in theirs || 'problems' in ours) return undefined;
+  const adapted = { ...config, model: { ...model, name, overrides: network.overrides as Overrides } };
+  const [refused] = findSizeConflicts(adapted);
+  if (refused !== undefined)
+    return `They are of ${name} in a size that this config refuses: ${refused.text} Name others.`;
   if (name !== model.name) {
     const set = Object.entries(network.overrides).map(([key, value]) => `${key} ${shown(value)}`);
     return set.length === 0

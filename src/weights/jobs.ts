@@ -1,5 +1,5 @@
 /** What the sidecar does with weight files: reads their headers, verifies them, converts them. */
-import { resolve } from 'node:path';
+import { extname, resolve } from 'node:path';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import type { EventBody, LayoutName, RunStart, WeightsDtypeName, WeightsInspection } from '../protocol/messages.ts';
 import { anySignal, type BridgeContext } from '../runs/context.ts';
@@ -57,19 +57,21 @@ export const verifyWeights = (
 ): Promise<WeightsVerification> =>
   weightsJob(context, { job: 'verify', ...common(context, weights, options) }, 'verified', options);
 
-/** @throws E_WEIGHTS_*, E_DISK_FULL */
-export const convertWeights = (
+/** @throws E_USAGE, E_CONSENT, E_WEIGHTS_*, E_DISK_FULL */
+export async function convertWeights(
   context: BridgeContext,
   weights: string,
   options: ConvertOptions,
-): Promise<WeightsConversion> =>
-  weightsJob(
+): Promise<WeightsConversion> {
+  const out = resolve(context.cwd, options.out);
+  checkOutput(options.to, out);
+  return weightsJob(
     context,
     {
       job: 'convert',
       ...common(context, weights, options),
       layout: options.to,
-      out: resolve(context.cwd, options.out),
+      out,
       dtype: options.dtype ?? null,
       check: options.verify ?? false,
       overwrite: options.overwrite ?? false,
@@ -77,6 +79,22 @@ export const convertWeights = (
     'converted',
     options,
   );
+}
+
+/** What file a layout may be; without any of these endings, an output is a folder. */
+const fileEndings: Readonly<Record<LayoutName, readonly string[]>> = {
+  official: ['.safetensors', '.pt', '.pth'],
+  comfyui: ['.safetensors'],
+  diffusers: [],
+};
+
+function checkOutput(layout: LayoutName, out: string): void {
+  const ending = extname(out);
+  const legal = fileEndings[layout];
+  if (!fileEndings.official.includes(ending) || legal.includes(ending)) return;
+  const hint = legal.length === 0 ? 'Give a folder.' : `Give a folder, or a file that ends in ${legal.join(' or ')}.`;
+  throw new RcmBridgeError('E_USAGE', `The ${layout} layout is no ${ending} file.`, { hint });
+}
 
 function common(context: BridgeContext, weights: string, { model, overrides }: WeightsOptions) {
   const locator = weights.includes(':') ? weights : resolve(context.cwd, weights);

@@ -92,6 +92,25 @@ describe('config check', () => {
     });
   });
 
+  it('advises no size that the data refuse', async () => {
+    const { code, stdout } = await check('wan', { teacher: './latents.safetensors' }, ['--json']);
+    expect(code).toBe(5);
+    const hint =
+      'They are of wan2.1-tiny in a size that this config refuses: ' +
+      'model.overrides.inDim is 16, but the digits have 1 channel. Name others.';
+    expect(JSON.parse(stdout).weights).toMatchObject([{ fits: false, problem: { code: 'E_WEIGHTS_MISMATCH', hint } }]);
+  });
+
+  it('misses the label table of a teacher, with Python or without: exit 3', async () => {
+    for (const words of [[], ['--python', './nowhere/python']]) {
+      const { code, stdout, stderr } = await check('wan', { teacher: './sharded', student: './pipeline' }, words);
+      expect({ code, stdout }).toEqual({ code: 3, stdout: '' });
+      expect(stderr).toMatch(
+        /^E_WEIGHTS_NOT_FOUND: teacher\.weights: There is no label table .*sharded\/conditioner\.safetensors\.\nCopy .+\n$/,
+      );
+    }
+  });
+
   it('takes Cosmos weights in a Cosmos config, and refuses those of Wan in two lines: exit 5', async () => {
     const roles = { teacher: './cosmos', student: './whole.safetensors', critic: './truncated.safetensors' };
     const { code, stdout, stderr } = await check('cosmos', roles);

@@ -14,6 +14,9 @@ afterAll(() => folder.remove());
 
 const weights = (...words: readonly string[]) => runCli(['weights', ...words], { cwd: folder.path });
 
+/** What is refused with these is refused before Python is looked for. */
+const noPython = ['--python', './nowhere/python'] as const;
+
 describe('weights', () => {
   it('does what docs/weights.md shows', { timeout: 120_000 }, async () => {
     const guide = readFileSync(join(packageRoot(), 'docs', 'weights.md'), 'utf8');
@@ -30,9 +33,15 @@ describe('weights', () => {
     expect(said[1]).toMatch(/^verified {2}complete and finite$/m);
     expect(said[2]).toMatch(/^verified {2}96 tensors equal bit for bit; a forward pass is equal$/m);
     expect(readdirSync(join(folder.path, 'digits-teacher-diffusers')).sort()).toEqual([
+      'conditioner.safetensors',
       'config.json',
       'diffusion_pytorch_model.safetensors',
+      'sampler.json',
     ]);
+    const sampled = await runCli(['sample', './digits-teacher-diffusers', '--num', '1', '--steps', '2'], {
+      cwd: folder.path,
+    });
+    expect(sampled.code, sampled.stderr).toBe(0);
   });
 
   it('comes back to the same tensors through --json, and replaces only with --yes', { timeout: 120_000 }, async () => {
@@ -62,11 +71,22 @@ describe('weights', () => {
     expect(existsSync(join(folder.path, 'b', 'wan2.1-tiny.safetensors'))).toBe(true);
   });
 
+  it('takes no runs, and says what it takes', async () => {
+    const { code, stderr } = await weights('verify', './nowhere');
+    expect({ code, stderr }).toEqual({
+      code: 3,
+      stderr: `E_WEIGHTS_NOT_FOUND: There are no weights at ${join(folder.path, 'nowhere')}.\nGive a file, a folder, builtin:NAME or hf:OWNER/NAME.\n`,
+    });
+  });
+
   it.each([
     [['verify', './nowhere'], 3, 'E_WEIGHTS_NOT_FOUND'],
     [['convert', 'builtin:digits-teacher', '--to', 'gguf'], 2, 'E_USAGE'],
     [['convert', 'builtin:digits-teacher', '--to', 'official', '--dtype', 'int4'], 2, 'E_USAGE'],
     [['convert', 'builtin:digits-teacher'], 2, 'E_USAGE'],
+    [['convert', 'builtin:digits-teacher', '--to', 'diffusers', '--out', 'x.pt', ...noPython], 2, 'E_USAGE'],
+    [['convert', 'builtin:digits-teacher', '--to', 'diffusers', '--out', 'x.safetensors', ...noPython], 2, 'E_USAGE'],
+    [['convert', 'builtin:digits-teacher', '--to', 'comfyui', '--out', 'x.pth', ...noPython], 2, 'E_USAGE'],
     [['verify', 'builtin:digits-teacher', '--model', 'cosmos-predict2-t2i-2b'], 5, 'E_WEIGHTS_MISMATCH'],
   ] as const)('%j ends with %d', { timeout: 60_000 }, async (words, exitCode, code) => {
     const before = readdirSync(folder.path).sort();

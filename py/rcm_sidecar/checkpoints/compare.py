@@ -60,10 +60,10 @@ def compare_tensors(wanted: Mapping[str, LazyTensor], path: Path, compared: Call
     stored = open_network(path).tensors
     if stored.keys() != wanted.keys():
         names = ", ".join(sorted(stored.keys() ^ wanted.keys())[:5])
-        raise WeightsError("E_WEIGHTS_COMPARE", f"{path} does not hold what was written: {names}", _DAMAGED)
+        raise WeightsError("E_WEIGHTS_COMPARE", f"what is read back is not what was written: {names}", _DAMAGED)
     for name, tensor in wanted.items():
         if not same_bits(tensor.load(), stored[name].load()):
-            raise WeightsError("E_WEIGHTS_COMPARE", f"{path}: {name} is not what was written", _DAMAGED)
+            raise WeightsError("E_WEIGHTS_COMPARE", f"{name}, read back, is not what was written", _DAMAGED)
         compared(tensor.nbytes)
 
 
@@ -93,7 +93,7 @@ def compare_forward(source: Inspection, converted: Path, *, cast: bool) -> Forwa
     largest = first.abs().max().item()
     difference = (first - second).abs().max().item() / largest if largest else (second.abs().max().item())
     if not cast and difference != 0:
-        message = f"the same input gives another velocity with {converted} (differs by {difference:.2g})"
+        message = f"the same input gives another velocity with the result (differs by {difference:.2g})"
         raise WeightsError("E_WEIGHTS_COMPARE", message, "this is a bug in the conversion: please report it")
     return Forward(difference)
 

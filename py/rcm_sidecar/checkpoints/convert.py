@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rcm_sidecar.checkpoints.companions import read_companions, write_companions
 from rcm_sidecar.checkpoints.compare import Compared, compare_forward, compare_tensors
 from rcm_sidecar.checkpoints.guess import Guess
 from rcm_sidecar.checkpoints.inspect import Inspection
@@ -54,7 +55,9 @@ def convert_weights(
     max_shard_bytes: int = SHARD_BYTES,
     report: Report = lambda *_facts: None,
 ) -> Conversion:
-    """Write the weights of `path` at `out`.
+    """Write the weights of `path` at `out`, in a folder with their companions.
+
+    Whatever is raised before the result gets its name, nothing at `out` has changed.
 
     Args:
         path: As `inspect_weights`.
@@ -63,14 +66,15 @@ def convert_weights(
         model: As `inspect_weights`.
         overrides: As `inspect_weights`.
         dtype: "bf16", "fp16" or "fp32"; None keeps that of each tensor.
-        check: Read the result back and compare it with the source.
+        check: Read the result back and compare it with the source, before it takes the place of what is at `out`.
         overwrite: Replace what is at `out`.
         max_shard_bytes: Largest file of a folder.
         report: See `Report`.
 
     Raises:
         WeightsError: what opening finds, E_WEIGHTS_MISMATCH, E_WEIGHTS_LAYOUT, E_WEIGHTS_WRITE, E_WEIGHTS_NON_FINITE
-            (a value beyond the range of `dtype`), E_WEIGHTS_COMPARE (the result differs).
+            (a value beyond the range of `dtype`), E_WEIGHTS_COMPARE (the result differs), E_WEIGHTS_SAMPLER
+            (the sampler.json beside the source is no JSON).
         ConfigError: E_NETWORK_*; E_USAGE for an unknown dtype or an output that is the source.
         HostError: E_CONSENT (there is something at `out`), E_DISK_FULL.
     """
@@ -87,13 +91,22 @@ def convert_weights(
         name: _cast(name, weights.tensors[name], shape, DTYPES[dtype] if dtype else None)
         for name, shape in shapes.items()
     }
-    done = _Counter(report, "writing", len(tensors))
-    written = write_network(net, tensors, target, layout, max_shard_bytes=max_shard_bytes, written=done)
+    last = _Counter(report, "writing", len(tensors))
     compared = None
-    if check:
-        compare_tensors(tensors, written, _Counter(report, "comparing", len(tensors)))
-        forward = compare_forward(inspection, written, cast=dtype is not None)
-        compared = Compared(len(tensors), forward)
+
+    companions = read_companions(source)
+
+    def finish(temporary: Path) -> None:
+        nonlocal compared, last
+        if check:
+            last = _Counter(report, "comparing", len(tensors))
+            compare_tensors(tensors, temporary, last)
+            compared = Compared(len(tensors), compare_forward(inspection, temporary, cast=dtype is not None))
+        if temporary.is_dir():
+            write_companions(companions, temporary)
+        last.repeat()  # syncing and the forward pass take their time: this is the last chance to stop
+
+    written = write_network(net, tensors, target, layout, max_shard_bytes=max_shard_bytes, written=last, finish=finish)
     return Conversion(inspection, written, tuple(weights_files(written)), compared)
 
 
@@ -107,6 +120,10 @@ class _Counter:
     def __call__(self, size: int) -> None:
         self._done += 1
         self._bytes += size
+        self.repeat()
+
+    def repeat(self) -> None:
+        """Report once more, which raises when the job is to end."""
         self._report(self._phase, self._done, self._total, self._bytes)
 
 

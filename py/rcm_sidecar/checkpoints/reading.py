@@ -22,7 +22,7 @@ from rcm_sidecar.safetensors_file import DTYPES, LazyTensor, read_header
 _INDEX = ".safetensors.index.json"
 _OFFICIAL = "diffusion_pytorch_model"
 _CONTAINERS = ("state_dict", "model", "module")
-# Other networks in a downloaded or exported folder, never the transformer.
+# Other networks in a downloaded or exported folder, never the transformer. What begins with a dot is unfinished.
 _OTHERS = ("wan2.1_vae", "models_t5", "models_clip", "tokenizer", "conditioner")
 
 _FOREIGN = re.compile(r"(?:Unsupported|Trying to load unsupported|Blocked) (?:global|GLOBAL)\S*:? (?:GLOBAL )?([\w.]+)")
@@ -73,7 +73,7 @@ def _files_in(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file() and not indexes:
         return [folder / "model.safetensors"]
     for pattern in ("*.safetensors", "*.pth", "*.pt"):
-        found = [file for file in sorted(folder.glob(pattern)) if not file.name.lower().startswith(_OTHERS)]
+        found = [file for file in sorted(folder.glob(pattern)) if not file.name.lower().startswith((".", *_OTHERS))]
         if len(found) == 1 and not indexes:
             return found
         if found:

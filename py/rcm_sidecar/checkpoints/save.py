@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rcm_sidecar.checkpoints.companions import COMPANIONS
 from rcm_sidecar.checkpoints.layouts import (
     COMFYUI_PREFIX,
     LAYOUTS,
@@ -45,6 +45,9 @@ _METADATA = {"format": "pt"}
 
 Written = Callable[[int], None]
 """Called with its size after each tensor; what it raises ends the writing."""
+Finish = Callable[[Path], object]
+"""Called with all that was written, complete and synced under a temporary name. It may add files to a folder; what it
+raises leaves the target as it was."""
 
 
 def save_network(
@@ -85,6 +88,7 @@ def write_network(
     *,
     max_shard_bytes: int = SHARD_BYTES,
     written: Written = lambda _bytes: None,
+    finish: Finish = lambda _temporary: None,
 ) -> Path:
     """Write the tensors of a network in a layout.
 
@@ -98,10 +102,11 @@ def write_network(
         layout: Names of the tensors.
         max_shard_bytes: Largest file of a folder.
         written: See `Written`.
+        finish: See `Finish`.
 
     Returns:
         The file or folder. It appears complete or not at all; of a folder that exists, the files of an earlier save
-        are replaced, config.json last.
+        are replaced, config.json last; companions of the earlier weights go with them.
 
     Raises:
         WeightsError: E_WEIGHTS_LAYOUT (unknown layout, or one that does not go with the path), E_WEIGHTS_WRITE.
@@ -113,13 +118,18 @@ def write_network(
     require_space(target, space_needed(tensors, target))
     try:
         if target.suffix in PICKLED:
-            return _save_file(target, lambda file: write_pickled(file, tensors, written))
+            return _save_file(target, lambda file: write_pickled(file, tensors, written), finish)
         named = _named(net, tensors, layout)
         if target.suffix == ".safetensors":
             config = {"config": json.dumps(official_config(net))} if layout == "official" else {}
-            return _save_file(target, lambda file: write_safetensors(file, named, _METADATA | config, written))
+            return _save_file(target, lambda file: write_safetensors(file, named, _METADATA | config, written), finish)
         config_json = official_config(net) if layout == "official" else diffusers_config(net)
-        return _save_folder(named, target, config_json, max_shard_bytes, written)
+
+        def write(folder: Path) -> None:
+            _write_shards(named, folder, max_shard_bytes, written)
+            write_json(folder / "config.json", config_json)
+
+        return _save_folder(target, write, finish)
     except HostError as error:
         raise _typed(error) from error.__cause__
     except OSError as error:
@@ -175,21 +185,24 @@ def _named(net: Network, tensors: Mapping[str, LazyTensor], layout: Layout) -> d
     return {prefix + names.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def _save_file(target: Path, write: Callable[[Path], object]) -> Path:
-    write_through(target, write)
+def _save_file(target: Path, write: Callable[[Path], object], finish: Finish) -> Path:
+    def write_and_finish(temporary: Path) -> None:
+        write(temporary)
+        sync(temporary)
+        finish(temporary)
+
+    write_through(target, write_and_finish)
     sync(target.parent)
     return target
 
 
-def _save_folder(
-    tensors: Mapping[str, LazyTensor], target: Path, config: Mapping[str, Any], limit: int, written: Written
-) -> Path:
+def _save_folder(target: Path, write: Callable[[Path], object], finish: Finish) -> Path:
     temporary = temporary_path(target)
     try:
         temporary.mkdir(parents=True)
-        _write_shards(tensors, temporary, limit, written)
-        write_json(temporary / "config.json", config)
+        write(temporary)
         sync(temporary)
+        finish(temporary)
         if target.is_dir() and any(target.iterdir()):
             _replace_files(temporary, target)
         else:
@@ -202,7 +215,7 @@ def _save_folder(
 
 def _replace_files(source: Path, target: Path) -> None:
     """Move the files to those of an earlier save, which go first: a mixture of both would pass for complete."""
-    for stale in (*target.glob(f"{_STEM}*.safetensors*"), target / "config.json"):
+    for stale in (*target.glob(f"{_STEM}*.safetensors*"), *(target / name for name in ("config.json", *COMPANIONS))):
         stale.unlink(missing_ok=True)
     sync(target)
     for file in sorted(source.iterdir(), key=lambda file: (file.name == "config.json", file.name)):

@@ -69,7 +69,8 @@ class LabelConditioner(nn.Module):
 
 def _read_table(file: Path) -> Tensor:
     if not file.is_file():
-        raise WeightsError("E_WEIGHTS_NOT_FOUND", f"There is no label table {file}.")
+        hint = f"Copy {CONDITIONER_FILE} from beside the weights it was trained with."
+        raise WeightsError("E_WEIGHTS_NOT_FOUND", f"There is no label table {file}.", hint)
     try:
         with safe_open(str(file), framework="pt") as content:
             if set(content.keys()) != {"table"}:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
+from rcm_sidecar.checkpoints.companions import COMPANIONS
 from rcm_sidecar.errors import WeightsError
 
 HubLayout: TypeAlias = Literal["official", "diffusers"]
@@ -13,8 +14,8 @@ HubLayout: TypeAlias = Literal["official", "diffusers"]
 _WEIGHTS = (".safetensors", ".pth", ".pt")
 # What the network's file is called in the original layout, the best first; shards come with their index.
 _OFFICIAL = ("diffusion_pytorch_model*.safetensors*", "model*.safetensors*", "model.pt", "model.pth")
-# Beside the network: its sizes, our sampler settings, the terms of use.
-_COMPANIONS = ("config.json", "sampler.json", "conditioner.safetensors", "LICENSE*")
+# Beside the network: its sizes, what our exports add, the terms of use.
+_BESIDE = ("config.json", *COMPANIONS, "LICENSE*")
 _OTHER_NETWORKS = ("wan2.1_vae*", "models_t5*", "models_clip*", "conditioner.*")
 _DIFFUSERS = ("transformer/*.safetensors", "transformer/*.safetensors.index.json", "transformer/config.json")
 # The VAE, the text encoder and their tokenizers, in both layouts.
@@ -42,7 +43,7 @@ def select(
         chosen = list(files)
     else:
         chosen = _network(names, layout)
-    beside = _COMPANIONS if not chosen[0].startswith("transformer/") else (*_COMPANIONS[1:], "model_index.json")
+    beside = _BESIDE if not chosen[0].startswith("transformer/") else (*_BESIDE[1:], "model_index.json")
     others = [name for name in names if encoders and any(fnmatchcase(name, pattern) for pattern in _ENCODERS)]
     return sorted({*chosen, *others, *(name for name in names if _fits(name, beside))})
 

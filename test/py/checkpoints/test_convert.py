@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
-from checkpoints.checks import files_of, state
+from checkpoints.checks import assert_same, files_of, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import small_cosmos, small_wan
 from safetensors.torch import load_file
 
 from rcm_sidecar import files
-from rcm_sidecar.checkpoints import compare, save_network
+from rcm_sidecar.checkpoints import compare, convert, load_network, save_network
 from rcm_sidecar.checkpoints.convert import DTYPES, convert_weights
-from rcm_sidecar.checkpoints.reading import open_weights
+from rcm_sidecar.checkpoints.reading import open_weights, weights_files
+from rcm_sidecar.checkpoints.sources import load_source, load_table, locate
 from rcm_sidecar.checkpoints.weights_file import open_network
 from rcm_sidecar.errors import SidecarError, WeightsError
 
@@ -159,14 +162,30 @@ def test_a_full_disk_is_seen_before_anything_is_written(source, monkeypatch, tmp
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.parametrize("when", [("writing", 30), ("comparing", 30), ("comparing", 69)])
 @pytest.mark.parametrize("out", ["out", "w.safetensors", "w.pt"])
-def test_an_interruption_leaves_nothing(source, out, tmp_path):
+def test_an_interruption_leaves_nothing(source, out, when, tmp_path):
     def interrupt(phase, done, total, size):
-        if done == 30:
+        if (phase, done) == when:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert_weights(source, tmp_path / out, "official", report=interrupt)
+        convert_weights(source, tmp_path / out, "official", check=True, report=interrupt)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_it_can_be_stopped_until_the_result_gets_its_name(source, check, tmp_path):
+    """The forward pass and the disk take their time after the last tensor."""
+    seen = []
+
+    def interrupt(phase, done, total, size):
+        seen.append((phase, done))
+        if seen[-2:] == [("comparing" if check else "writing", 69)] * 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_weights(source, tmp_path / "out", "diffusers", check=check, report=interrupt)
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -213,22 +232,26 @@ def test_a_mixture_of_two_conversions_never_passes_for_complete(source, monkeypa
         convert_weights(out, tmp_path / "again", "official")
 
 
-def test_a_result_that_differs_is_found(source, monkeypatch, tmp_path):
-    def corrupt(net, tensors, target, layout, **options):
-        path = write(net, tensors, target, layout, **options)
-        file = path / "diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize("out", ["out", "w.safetensors", "w.pt"])
+def test_a_result_that_differs_replaces_nothing(source, out, monkeypatch, tmp_path):
+    """The disk gives back another bit: what was there before stays, byte for byte, and nothing is added."""
+    other = save_network(small_wan.small_network(torch.float32, seed=5), tmp_path / "other")
+
+    def corrupt(wanted, path, compared):
+        (file,) = weights_files(path)
         content = bytearray(file.read_bytes())
-        content[-1] ^= 1
+        for place in range(len(content) // 3, len(content), len(content) // 3):
+            content[place] ^= 1
         file.write_bytes(content)
-        return path
+        compare.compare_tensors(wanted, path, compared)
 
-    from rcm_sidecar.checkpoints import convert
-
-    write = convert.write_network
-    monkeypatch.setattr(convert, "write_network", corrupt)
-    with pytest.raises(WeightsError, match="is not what was written") as caught:
-        convert_weights(source, tmp_path / "out", "diffusers", check=True)
-    assert caught.value.code == "E_WEIGHTS_COMPARE"
+    monkeypatch.setattr(convert, "compare_tensors", corrupt)
+    refused(source, tmp_path / out, "E_WEIGHTS_COMPARE", "is not what was written", layout="official", check=True)
+    convert_weights(other, tmp_path / out, "official")
+    options = {"layout": "official", "check": True, "overwrite": True}
+    refused(source, tmp_path / out, "E_WEIGHTS_COMPARE", "is not what was written", **options)
+    monkeypatch.undo()
+    convert_weights(source, tmp_path / out, check=True, overwrite=True, layout="official")
 
 
 def test_the_forward_pass_sees_a_config_that_is_not_the_networks(source, monkeypatch, tmp_path):
@@ -236,8 +259,7 @@ def test_the_forward_pass_sees_a_config_that_is_not_the_networks(source, monkeyp
 
     wrong = lambda net: {**layouts.diffusers_config(net), "num_attention_heads": 1}  # noqa: E731
     monkeypatch.setattr(save, "diffusers_config", wrong)
-    with pytest.raises(WeightsError, match="another velocity"):
-        convert_weights(source, tmp_path / "out", "diffusers", check=True)
+    refused(source, tmp_path / "out", "E_WEIGHTS_COMPARE", "another velocity", check=True)
 
 
 def test_no_forward_pass_without_the_memory(source, monkeypatch, tmp_path):
@@ -258,3 +280,36 @@ def test_the_public_student_file_in_every_layout(tmp_path):
     assert torch.equal(stored["patch_embedding.weight"], net.patch_embedding.weight)
     again = convert_weights(folder, tmp_path / "again.pth", "official").path
     assert {k: t.load().tolist() for k, t in open_weights(again).items()} == {k: t.tolist() for k, t in tensors.items()}
+
+
+@pytest.mark.parametrize("max_shard_bytes", [100_000, 10**9])
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_digits_weights_can_be_sampled_and_distilled_after_a_conversion(layout, max_shard_bytes, tmp_path):
+    teacher = locate("builtin:digits-teacher")
+    out = convert_weights(teacher, tmp_path / "out", layout, max_shard_bytes=max_shard_bytes, check=True).path
+    assert (len(list(out.glob("diffusion_pytorch_model*.safetensors"))) > 1) == (max_shard_bytes < 10**9)
+    first, second = load_source(teacher), load_source(out)
+    assert_same(first.network, second.network)
+    assert_same(first.conditioner, second.conditioner)
+    assert msgspec.structs.replace(second.settings, weights=first.settings.weights) == first.settings
+    again = convert_weights(out, tmp_path / "again", "official").path
+    assert_same(first.network, load_source(again).network)
+    for path in (out, again):
+        before, after = (json.loads((folder / "sampler.json").read_text()) for folder in (teacher, path))
+        assert {**after, "weights": before["weights"]} == before  # what is for people, too
+        load_network(second.network, path)  # as distill takes it: the folder, not the file that sampler.json names
+        assert_same(first.network, second.network)
+        load_table(path, second.network)
+
+
+def test_companions_stay_with_their_weights(source, tmp_path):
+    """Not beside other weights that take their place, and never among the files of a folder of models."""
+    teacher, out = locate("builtin:digits-teacher"), tmp_path / "out"
+    convert_weights(teacher, out, "diffusers")
+    assert {"sampler.json", "conditioner.safetensors"} < set(os.listdir(out))
+    convert_weights(source, out, "diffusers", overwrite=True)
+    assert sorted(os.listdir(out)) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    convert_weights(teacher, tmp_path / "models", "comfyui")
+    assert os.listdir(tmp_path / "models") == ["wan2.1-tiny.safetensors"]
+    (source / "sampler.json").write_text("[]")
+    refused(source, tmp_path / "new", "E_WEIGHTS_SAMPLER", "sampler.json")

@@ -19,6 +19,7 @@ from rcm_sidecar import safetensors_file
 from rcm_sidecar.checkpoints import load_network, save_network
 from rcm_sidecar.checkpoints.layouts import diffusers_names
 from rcm_sidecar.errors import HostError, WeightsError
+from rcm_sidecar.files import temporary_path
 from rcm_sidecar.networks import build
 
 
@@ -170,6 +171,7 @@ def test_a_teacher_folder_with_a_conditioner(net, other, tmp_path):
     load_network(other, tmp_path)
     assert_same(net, other)
     (tmp_path / "model.safetensors").rename(tmp_path / "digits.safetensors")
+    temporary_path(tmp_path / "other.safetensors").write_bytes(b"what a killed process left")
     load_network(small_network(torch.float32, seed=2), tmp_path)
 
 

@@ -38,3 +38,4 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         with pytest.raises(WeightsError) as caught:
             LabelConditioner.load(tmp_path / name)
         assert caught.value.code == f"E_WEIGHTS_{code}"
+        assert code != "NOT_FOUND" or "conditioner.safetensors" in caught.value.hint

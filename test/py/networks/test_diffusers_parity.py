@@ -138,7 +138,6 @@ def test_velocity_is_theirs_at_any_size(models, family, tmp_path_factory, data):
     assert difference(model, net, *family_inputs(net, shape, data.draw(st.integers(1, 20), "text"))) <= TOLERANCE
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "adjustments"),
     [
