@@ -53,7 +53,7 @@ function locateSource(context: BridgeContext, name: string, teacher: boolean): s
   const path = resolve(context.cwd, name);
   const isThere = fs.existsSync(path) && !fs.existsSync(join(path, 'run.json'));
   const looksLikePath = name.includes('/') || name.includes('\\') || /\.(safetensors|pth|pt|bin)$/.test(name);
-  if (isThere && looksLikePath) return checked(path);
+  if (isThere && (looksLikePath || fs.existsSync(join(path, 'sampler.json')))) return checked(path);
   if (looksLikePath && !fs.existsSync(path)) {
     throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${path}.`, {
       hint: 'Give a run, an export folder or a weights file.',

@@ -38,7 +38,7 @@ describe('weights', () => {
       'diffusion_pytorch_model.safetensors',
       'sampler.json',
     ]);
-    const sampled = await runCli(['sample', './digits-teacher-diffusers', '--num', '1', '--steps', '2'], {
+    const sampled = await runCli(['sample', 'digits-teacher-diffusers', '--num', '1', '--steps', '2'], {
       cwd: folder.path,
     });
     expect(sampled.code, sampled.stderr).toBe(0);
