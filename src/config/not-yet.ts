@@ -22,7 +22,6 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'compute.launcher': ['auto', 'local'],
   'compute.precision': [precision('fp32', 'fp32'), precision('bf16', 'bf16'), precision('bf16', 'fp32')],
   'compute.profile': [false],
-  'compute.activationCheckpointing': ['none', 'block', 'asymmetric'],
   'compute.offload': ['none'],
   'compute.compile': [false],
   'checkpoints.async': [true],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rcm_sidecar.dual.kept import kept_results
 from rcm_sidecar.dual.number import Dual, DualOrTensor, join, split, widen
 
 Mask: TypeAlias = None | Literal["causal"] | tuple[Literal["block-causal"], int]
@@ -56,56 +56,6 @@ class SharedAttention(Protocol):
         ...
 
 
-class KeptAttention:
-    """What a checkpointed block keeps of its attention calls: output and log-sum-exp, in the order of the calls.
-
-    While `replaying`, `attention` returns the kept output instead of computing it. With `keep=False` nothing is kept
-    and a replay computes attention again.
-
-    Args:
-        keep: Whether to keep anything.
-    """
-
-    def __init__(self, keep: bool) -> None:
-        self.replaying = False
-        self._keep = keep
-        self._kept: list[tuple[Tensor, Tensor]] = []
-        self._next = 0
-
-    def recomputation(self) -> AbstractContextManager[None]:
-        """A context that replays from the first call on; enters as often as there are backwards through the graph."""
-        return _Replay(self)
-
-    def start_replay(self) -> None:
-        """Replay from the first call on."""
-        self.replaying = True
-        self._next = 0
-
-    def record(self, out: Tensor, lse: Tensor) -> None:
-        """Keep the result of one call."""
-        if self._keep:
-            self._kept.append((out, lse))
-
-    def replay(self) -> tuple[Tensor, Tensor] | None:
-        """The result of the next call, or None when nothing was kept."""
-        if not (self._keep and self.replaying):
-            return None
-        kept = self._kept[self._next]
-        self._next += 1
-        return kept
-
-
-class _Replay(AbstractContextManager[None]):
-    def __init__(self, kept: KeptAttention) -> None:
-        self._kept = kept
-
-    def __enter__(self) -> None:
-        self._kept.start_replay()
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-
 def attention(
     q: DualOrTensor,
     k: DualOrTensor,
@@ -113,7 +63,6 @@ def attention(
     *,
     scale: float | None = None,
     mask: Mask = None,
-    kept: KeptAttention | None = None,
     share: SharedAttention | None = None,
 ) -> DualOrTensor:
     """Softmax attention; `tS = (dQ K^T + Q dK^T) a`, `dO = P dV + (P*tS) V - rowsum(P*tS) O`.
@@ -125,7 +74,6 @@ def attention(
         scale: Factor of the scores, default d^-1/2.
         mask: None, "causal" or ("block-causal", tokens_per_frame); query i sees keys j <= i, or keys of the same and
             earlier frames.
-        kept: Inside a checkpointed block: where output and log-sum-exp are kept for the recomputation.
         share: Where the tokens are shared by several processes: how these attend to each other's tokens. Without mask.
 
     Returns:
@@ -136,12 +84,13 @@ def attention(
     (qp, tq), (kp, tk), (vp, tv) = split(q), split(k), split(v)
     factor = 1.0 / math.sqrt(qp.shape[-1]) if scale is None else scale
     dual = isinstance(q, Dual) or isinstance(k, Dual) or isinstance(v, Dual)
+    kept = kept_results()
     large = qp.shape[-2] * kp.shape[-2] > SMALL_SCORES
     if large and not dual and kept is None and share is None and not runs_fused(qp):
         allowed = None if mask is None else allowed_keys(mask, qp.shape[-2], kp.shape[-2], qp.device)
         return F.scaled_dot_product_attention(qp, kp, vp, attn_mask=allowed, scale=factor)
     tangent = None
-    result = None if kept is None else kept.replay()
+    result = None if kept is None else kept.replay("attention")
     if result is None:
         with torch.no_grad():
             if share is None:
@@ -149,7 +98,7 @@ def attention(
             else:
                 out, tangent, lse = share.attend(qp, kp, vp, tq, tk, tv, factor)
         if kept is not None:
-            kept.record(out, lse)
+            kept.record("attention", out, lse)
     else:
         out, lse = result
     tied = _Attention.apply(qp, kp, vp, out, lse, factor, mask, share)  # type: ignore[no-untyped-call]

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from rcm_sidecar.dual import fused
 from rcm_sidecar.dual.attention import attention
+from rcm_sidecar.dual.kept import KeptResults, kept_results
 from rcm_sidecar.dual.number import Dual, DualOrTensor, join, primal_of, split, wide_dtype, widen
+from rcm_sidecar.dual.product import tied_product
 from rcm_sidecar.dual.rms_norm import rms_norm as _eager_rms_norm
 
 __all__ = [
@@ -72,29 +74,49 @@ def unbind(x: DualOrTensor, dim: int) -> tuple[DualOrTensor, ...]:
     return tuple(Dual(value, tangent) for value, tangent in zip(values, tangents, strict=True))
 
 
-def linear(x: DualOrTensor, weight: Tensor, bias: Tensor | None = None) -> DualOrTensor:
+def linear(
+    x: DualOrTensor, weight: Tensor, bias: Tensor | None = None, *, worth_keeping: bool = True
+) -> DualOrTensor:
     """`x W^T + b` over the last axis; `dy = W dx`.
 
     Args:
         x: [..., in]; cast to the weight's dtype, the only cast of a GEMM input anywhere.
         weight: [out, in].
         bias: [out] or None.
+        worth_keeping: Whether a checkpointed block that keeps products keeps this one.
 
     Returns:
         [..., out] in the weight's dtype.
     """
     value, tangent = split(x)
     value = _as(value, weight.dtype)
+    kept = kept_results() if worth_keeping else None
+    if kept is not None and not kept.keeps("product"):
+        kept = None
     if tangent is None:
-        return join(F.linear(value, weight, bias), None, x)
+        return join(_product(value, weight, bias, kept), None, x)
     tangent = _as(tangent, weight.dtype)
-    if bias is None and not (torch.is_grad_enabled() and (value.requires_grad or weight.requires_grad)):
+    if bias is None and kept is None and not (torch.is_grad_enabled() and (value.requires_grad or weight.requires_grad)):
         both = fused.adjacent_halves(value, tangent)
         if both is not None:  # one product of twice the rows; with a bias, two with its addition inside are no slower
             return Dual(*F.linear(both, weight).unbind())
-    out = F.linear(value, weight, bias)
+    out = _product(value, weight, bias, kept)
     with torch.no_grad():
         return join(out, F.linear(tangent, weight), x)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, kept: KeptResults | None) -> Tensor:
+    """`F.linear`, its result kept for the recomputation of a block, or in that recomputation taken."""
+    if kept is None:
+        return F.linear(x, weight, bias)
+    result = kept.replay("product")
+    if result is None:
+        with torch.no_grad():
+            out = F.linear(x, weight, bias)
+        kept.record("product", out)
+    else:
+        (out,) = result
+    return tied_product(x, weight, bias, out)
 
 
 def add(x: DualOrTensor, y: DualOrTensor) -> DualOrTensor:

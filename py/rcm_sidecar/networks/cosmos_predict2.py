@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
 from rcm_sidecar.dual import DualOrTensor, ops, primal_of
-from rcm_sidecar.dual.attention import KeptAttention
 from rcm_sidecar.errors import ConfigError
-from rcm_sidecar.networks.blocks import run_block, text_pair
+from rcm_sidecar.networks.blocks import KEPT, run_block, text_pair
 from rcm_sidecar.networks.inputs import Checkpointing, Choice, Role, Target, check_adapter, check_inputs, check_sizes
 from rcm_sidecar.networks.layers import (
     Gelu,
@@ -224,14 +223,13 @@ class SelfAttention(Attention):
         x: DualOrTensor,
         rotary: Tensor,
         adapter: Role | None,
-        kept: KeptAttention | None,
         share: TokenShare | None,
     ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]; with a `share`, L are this process's tokens."""
         q = self.q_norm.rotated(self.q_proj(x, adapter), rotary, interleaved=False)
         k = self.k_norm.rotated(self.k_proj(x, adapter), rotary, interleaved=False)
         v = self.values(x, adapter)
-        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept, share=share)
+        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), share=share)
         return cast(DualOrTensor, self.output_proj(merge_heads(out), adapter))
 
 
@@ -244,10 +242,10 @@ class CrossAttention(Attention):
         return cast(Tensor, k), cast(Tensor, v)
 
     def forward(
-        self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None, kept: KeptAttention | None
+        self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None
     ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `text` from `keys_values`."""
-        out = ops.attention(heads_first(self.queries(x, adapter)), *text, kept=kept)
+        out = ops.attention(heads_first(self.queries(x, adapter)), *text)
         return cast(DualOrTensor, self.output_proj(merge_heads(out), adapter))
 
 
@@ -322,9 +320,8 @@ class Block(nn.Module):
             condition: DualOrTensor,
             shared: DualOrTensor,
             text: Tensor,
-            kept: KeptAttention | None,
         ) -> DualOrTensor:
-            return self._body(x, condition, shared, text, rotary, adapter, kv_cache, kept, share)
+            return self._body(x, condition, shared, text, rotary, adapter, kv_cache, share)
 
         return run_block(body, x, condition, shared, text, checkpointing=checkpointing)
 
@@ -337,16 +334,15 @@ class Block(nn.Module):
         rotary: Tensor,
         adapter: Role | None,
         kv_cache: TextCache | None,
-        kept: KeptAttention | None,
         share: TokenShare | None,
     ) -> DualOrTensor:
         shift, scale, gate = _rows(self.adaln_modulation_self_attn(condition), shared, 3)
-        attended = self.self_attn(self.norm(x, (shift, scale)), rotary, adapter, kept, share)
+        attended = self.self_attn(self.norm(x, (shift, scale)), rotary, adapter, share)
 
         pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
         shift, scale, next_gate = _rows(self.adaln_modulation_cross_attn(condition), shared, 3)
         x, normed = self.norm.after(x, attended, gate, (shift, scale))
-        attended = self.cross_attn(normed, pair, adapter, kept)
+        attended = self.cross_attn(normed, pair, adapter)
         shift, scale, mlp_gate = _rows(self.adaln_modulation_mlp(condition), shared, 3)
         x, normed = self.norm.after(x, attended, next_gate, (shift, scale))
         return ops.gate(x, self.mlp(normed, adapter), mlp_gate)
@@ -379,7 +375,7 @@ class CosmosPredict2(nn.Module):
         config: Sizes.
         spec: Facts for trainers and samplers.
         activation_checkpointing: "none"; "block" keeps a block's inputs only; "asymmetric" keeps attention's results as
-            well. Both recompute the primal only.
+            well, "selective" those of attention and of products. What is not kept is computed again, the primal only.
         residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
         adapters: LoRA roles attached by `lora.attach`.
         context: The processes that share every sample's tokens, None for one; set before sharding.
@@ -391,7 +387,7 @@ class CosmosPredict2(nn.Module):
         spec: Facts.
     """
 
-    activation_checkpointing = Choice("none", "block", "asymmetric")
+    activation_checkpointing = Choice("none", *KEPT)
     residual = Choice("bf16", "fp32")
     wide_parts = ("t_embedder", "t_embedding_norm", "final_layer")
     lora_targets: Mapping[Target, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from rcm_sidecar.dual import DualOrTensor, primal_of
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.networks.spec import NetworkSpec
 
-Checkpointing = Literal["none", "block", "asymmetric"]
+Checkpointing = Literal["none", "selective", "block", "asymmetric"]
 Role = Literal["student", "critic"]
 Target = Literal["attention", "ffn"]
 

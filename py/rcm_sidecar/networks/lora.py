@@ -69,7 +69,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: DualOrTensor, base: DualOrTensor) -> DualOrTensor:
         """`base + (alpha / rank) B A x` in the dtype of `base`."""
-        change = ops.linear(ops.linear(x, self.down), self.up)
+        # A product over no more than `rank` numbers costs less than the memory its result would take.
+        change = ops.linear(ops.linear(x, self.down), self.up, worth_keeping=False)
         return ops.add(base, ops.linear_map(lambda a: a * self.scale, change))
 
     def delta(self) -> Tensor:

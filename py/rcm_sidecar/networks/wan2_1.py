@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
 from rcm_sidecar.dual import DualOrTensor, ops, primal_of
-from rcm_sidecar.dual.attention import KeptAttention
 from rcm_sidecar.errors import ConfigError
-from rcm_sidecar.networks.blocks import run_block, text_pair
+from rcm_sidecar.networks.blocks import KEPT, run_block, text_pair
 from rcm_sidecar.networks.inputs import Checkpointing, Choice, Role, Target, check_adapter, check_inputs, check_sizes
 from rcm_sidecar.networks.layers import (
     FeedForward,
@@ -141,14 +140,13 @@ class SelfAttention(Attention):
         x: DualOrTensor,
         rotary: Tensor,
         adapter: Role | None,
-        kept: KeptAttention | None,
         share: TokenShare | None,
     ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `rotary` [L, d/2, 2]; with a `share`, L are this process's tokens."""
         q = self.norm_q.rotated(self.q(x, adapter), rotary, interleaved=True)
         k = self.norm_k.rotated(self.k(x, adapter), rotary, interleaved=True)
         v = split_heads(self.v(x, adapter), self.heads)
-        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), kept=kept, share=share)
+        out = ops.attention(heads_first(q), heads_first(k), heads_first(v), share=share)
         return cast(DualOrTensor, self.o(merge_heads(out), adapter))
 
 
@@ -162,11 +160,11 @@ class CrossAttention(Attention):
         return cast(Tensor, k), cast(Tensor, v)
 
     def forward(
-        self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None, kept: KeptAttention | None
+        self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None
     ) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `text` from `keys_values`."""
         q = split_heads(self.norm_q(self.q(x, adapter)), self.heads)
-        out = ops.attention(heads_first(q), *text, kept=kept)
+        out = ops.attention(heads_first(q), *text)
         return cast(DualOrTensor, self.o(merge_heads(out), adapter))
 
 
@@ -216,8 +214,8 @@ class Block(nn.Module):
             [B, L, D] in the dtype of `x`.
         """
 
-        def body(x: DualOrTensor, e: DualOrTensor, text: Tensor, kept: KeptAttention | None) -> DualOrTensor:
-            return self._body(x, e, text, rotary, adapter, kv_cache, kept, share)
+        def body(x: DualOrTensor, e: DualOrTensor, text: Tensor) -> DualOrTensor:
+            return self._body(x, e, text, rotary, adapter, kv_cache, share)
 
         return run_block(body, x, e, text, checkpointing=checkpointing)
 
@@ -229,16 +227,15 @@ class Block(nn.Module):
         rotary: Tensor,
         adapter: Role | None,
         kv_cache: TextCache | None,
-        kept: KeptAttention | None,
         share: TokenShare | None,
     ) -> DualOrTensor:
         rows = ops.unbind(token_axis(ops.add(e, self.modulation)), 1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
-        attended = self.self_attn(self.norm1(x, (shift, scale)), rotary, adapter, kept, share)
+        attended = self.self_attn(self.norm1(x, (shift, scale)), rotary, adapter, share)
         x, normed = self.norm3.after(x, attended, gate)
 
         pair = text_pair(kv_cache, self.index, lambda: self.cross_attn.keys_values(text, adapter))
-        attended = self.cross_attn(normed, pair, adapter, kept)
+        attended = self.cross_attn(normed, pair, adapter)
         x, normed = self.norm2.after(x, attended, modulation=(ffn_shift, ffn_scale))
         return ops.gate(x, self.ffn(normed, adapter), ffn_gate)
 
@@ -270,7 +267,7 @@ class Wan21(nn.Module):
         config: Sizes.
         spec: Facts for trainers and samplers.
         activation_checkpointing: "none"; "block" keeps a block's inputs only; "asymmetric" keeps attention's results as
-            well. Both recompute the primal only.
+            well, "selective" those of attention and of products. What is not kept is computed again, the primal only.
         residual: Dtype of the residual stream under half-precision weights; with float32 weights it is float32.
         adapters: LoRA roles attached by `lora.attach`.
         context: The processes that share every sample's tokens, None for one; set before sharding.
@@ -282,7 +279,7 @@ class Wan21(nn.Module):
         spec: Facts.
     """
 
-    activation_checkpointing = Choice("none", "block", "asymmetric")
+    activation_checkpointing = Choice("none", *KEPT)
     residual = Choice("bf16", "fp32")
     wide_parts = ("time_embedding", "time_projection", "head")
     lora_targets: Mapping[Target, tuple[str, ...]] = {

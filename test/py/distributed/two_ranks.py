@@ -130,18 +130,18 @@ def half():
     return slice(dist.get_rank() * share, (dist.get_rank() + 1) * share)
 
 
-def step_equals_one_process(family, lora, step, kernels=False):
+def step_equals_one_process(family, lora, step, kernels=False, mode="asymmetric"):
     """With `kernels` the two processes compute through `rcm_kernels` (its CPU form), the one they equal does not."""
     mesh = init_device_mesh("cpu", (RANKS,))
-    alone = train(Setting(family, lora), step, batch_of(family, slice(None)))
+    alone = train(Setting(family, lora, checkpointing="none"), step, batch_of(family, slice(None)))
     if kernels:
         with patch.object(fused, "runs_fused", lambda _: True), patch.object(attention, "runs_fused", lambda _: True):
-            return sharded_step_equals(family, lora, step, mesh, alone)
-    sharded_step_equals(family, lora, step, mesh, alone)
+            return sharded_step_equals(family, lora, step, mesh, alone, mode)
+    sharded_step_equals(family, lora, step, mesh, alone, mode)
 
 
-def sharded_step_equals(family, lora, step, mesh, alone):
-    setting = Setting(family, lora, prepare=lambda net: shard(net, mesh, STORED_PRECISION))
+def sharded_step_equals(family, lora, step, mesh, alone, mode):
+    setting = Setting(family, lora, prepare=lambda net: shard(net, mesh, STORED_PRECISION), checkpointing=mode)
     for name, parameter in setting.parameters["student"].items():
         assert len(parameter.to_local()) <= -(-len(parameter) // RANKS), f"{name} is not sharded"
     assert_equal(train(setting, step, batch_of(family, half())), alone)

@@ -141,12 +141,13 @@ def test_dual_and_plain_forward_save_the_same(family, through_kernels):
         assert one.dtype == other.dtype and torch.equal(one, other)
 
 
+@pytest.mark.parametrize("mode", ["asymmetric", "selective"])
 @pytest.mark.parametrize("family", NETWORKS)
-def test_one_step_runs_attention_once_a_layer(family, through_kernels, monkeypatch):
+def test_one_step_runs_attention_once_a_layer(family, mode, through_kernels, monkeypatch):
     """Dual self attention once, with constant text once, no attention in the recomputation, no tangent twice."""
     monkeypatch.setattr(attention, "runs_fused", lambda q: True)
     net = NETWORKS[family].small_network()
-    net.activation_checkpointing = "asymmetric"
+    net.activation_checkpointing = mode
     layers = net.config.num_layers
     x, t, text, tx, tt = NETWORKS[family].small_inputs()
     with CountOps() as forward:

@@ -8,7 +8,7 @@ import torch
 from networks.small_wan import relative
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MODES = ["none", "block", "asymmetric"]
+MODES = ["none", "selective", "block", "asymmetric"]
 TOLERANCE = 1e-12
 
 

@@ -11,6 +11,7 @@ from networks.checks import MODES, TOLERANCE, CountOps, assert_equal_gradients, 
 from networks.small_wan import derivative, relative
 
 from rcm_sidecar.dual import Dual, attention
+from rcm_sidecar.dual.kept import KeptResults
 
 
 def plain_gradients(family, frozen, repeats=1):
@@ -78,7 +79,7 @@ def test_checkpointing_changes_no_value(family, mode):
     assert torch.equal(out.tangent, wanted.tangent)
 
 
-@pytest.mark.parametrize("mode", ["block", "asymmetric"])
+@pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recomputed_activations_are_bit_equal(family, mode, dtype):
     net = family.small.small_network(torch.float32).to(dtype)
@@ -135,11 +136,11 @@ def test_cost_of_one_scm_step(family, mode, attention_calls):
     assert forward.gemms == family.forward_gemms(layers)
     with CountOps() as backward:
         loss_of(out.primal).backward()
-    recomputed = 0 if mode == "none" else family.recomputed_gemms(layers)
+    recomputed = 0 if mode in ("none", "selective") else family.recomputed_gemms(layers)
     assert backward.gemms == family.backward_gemms(layers) + recomputed
     again = 2 * layers if mode == "block" else 0
     assert attention_calls == {"forward_kernel": 2 * layers + again, "backward_kernel": 2 * layers}
-    # Attention's own products: a backward has 5, an eager forward of a primal 2, and an asymmetric step none of these.
+    # Attention's own products: a backward has 5, an eager forward of a primal 2, and a step that keeps attention none of these.
     assert backward.counts["bmm"] + backward.counts["baddbmm"] == 5 * 2 * layers + 2 * again
 
 
@@ -151,8 +152,9 @@ def test_a_forward_without_gradient_keeps_and_recomputes_nothing(family, attenti
     assert attention_calls == {"forward_kernel": 2 * net.config.num_layers}
 
 
-def test_a_checkpointed_block_does_not_hold_the_tangents(family):
-    net = family.network("asymmetric")
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_a_checkpointed_block_does_not_hold_the_tangents(family, mode):
+    net = family.network(mode)
     watched = []
     net.blocks[0].register_forward_hook(lambda _m, _i, out: watched.append(weakref.ref(out.tangent)))
     out = derivative(net, *family.small.small_inputs())
@@ -160,13 +162,24 @@ def test_a_checkpointed_block_does_not_hold_the_tangents(family):
     assert out.primal.requires_grad
 
 
-def test_kept_attention_in_another_order_is_an_error():
-    kept = attention.KeptAttention(keep=True)
+def test_a_recomputation_that_makes_other_calls_is_an_error():
+    kept = KeptResults(["attention"])
     out, lse = torch.ones(1, 1, 2, 4), torch.zeros(1, 1, 2)
-    kept.record(out, lse)
-    with kept.recomputation():
-        assert kept.replay()[0] is out
-        with pytest.raises(IndexError):
-            kept.replay()
-    with kept.recomputation():
-        assert kept.replay()[1] is lse
+    with kept.recording():
+        kept.record("attention", out, lse)
+        kept.record("product", out)
+    for _ in range(2):
+        with kept.replaying():
+            assert kept.replay("product") is None, "of a kind that is not kept"
+            assert kept.replay("attention") == (out, lse)
+            with pytest.raises(RuntimeError, match="a result of attention"):
+                kept.replay("attention")
+    both = KeptResults(["attention", "product"])
+    both.record("product", out)
+    with both.replaying(), pytest.raises(RuntimeError, match="a result of attention"):
+        both.replay("attention")
+
+
+def test_a_block_that_keeps_nothing_of_what_it_should_is_an_error():
+    with pytest.raises(RuntimeError, match="a compiled body cannot keep any"), KeptResults(["attention"]).recording():
+        pass

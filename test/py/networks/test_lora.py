@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from networks.checks import MODES, assert_equal_gradients, loss_of
+from networks.checks import MODES, CountOps, assert_equal_gradients, loss_of
 from networks.small_wan import derivative, relative
 from safetensors.torch import load_file
 
@@ -90,6 +90,23 @@ def test_a_role_used_between_forward_and_backward_changes_no_gradient(family, mo
     loss.backward()
     assert_equal_gradients(role_gradients(net, "student"), twin_gradients(family, "student"))
     assert all(gradient is None for gradient in role_gradients(net, "critic").values())
+
+
+def test_selective_checkpointing_recomputes_no_product_but_that_of_up(family):
+    """A product over `rank` numbers: its result takes as much memory as that of a whole layer."""
+
+    def backward_products(mode):
+        net = adapted(family, mode)
+        loss = loss_of(dual_velocity(net, family.small.small_inputs(), "student").primal)
+        with CountOps() as backward:
+            loss.backward()
+        adapters = sum(isinstance(module, LoraLinear) for module in net.modules())
+        return backward.gemms + backward.counts["bmm"] + backward.counts["baddbmm"], adapters
+
+    (once, adapters), (again, _) = backward_products("none"), backward_products("selective")
+    # The recomputation may stop before the last layer's adapter, whose result nothing in the block needs.
+    blocks = 2
+    assert adapters - blocks <= again - once <= adapters
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -52,7 +52,7 @@ def test_the_gpu_takes_the_steps_of_the_cpu(method: str, lora: Any, tiny_teacher
             assert values[name] == pytest.approx(value, rel=1e-2, abs=1e-3), (step, name)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "block", "asymmetric"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "block", "asymmetric"])
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_half_precision_trains_resumes_and_repeats(
     checkpointing: str, lora: Any, tiny_teacher: Path, tmp_path: Path

@@ -29,7 +29,7 @@ def losses(trained: Trained, steps: int) -> list[float]:
     return [trained.trainer.run_step().values["scm/loss"] for _ in range(steps)]
 
 
-@pytest.mark.parametrize("mode", ["block", "asymmetric"])
+@pytest.mark.parametrize("mode", ["selective", "block", "asymmetric"])
 def test_what_is_computed_again_gives_the_same_steps(mode: str, tiny_teacher: Path) -> None:
     changes = scm_of(tiny_teacher)
     trained = set_up_distillation(tiny_config({**changes, "compute.activationCheckpointing": mode}), check=True)
