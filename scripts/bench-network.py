@@ -3,9 +3,9 @@
     make bench-network [ARGS="--case wan2.1-1.3b --pass plain --compile --out FILE"]
     make bench-network ARGS="--check"      precision instead of time: exit status 1 where the kernels are worse
 
-Every row runs with random weights in bf16 (time path and head float32), batch 1. A row's share of M is its FLOPs over
-its time over the rate of an 8192^3 bf16 product measured in the same run. FLOPs are counted while the pass runs, those
-of a recomputation too.
+Every row runs with random weights in bf16 (time path and head float32), one sample unless the case says more. A row's
+share of M is its FLOPs over its time over the rate of an 8192^3 bf16 product measured in the same run. FLOPs are
+counted while the pass runs, those of a recomputation too. Of 14B as many blocks run as fit in the free memory.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    real = [name for name in CASES if name != "smoke"]
+    real = [name for name in CASES if not name.startswith("smoke")]
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=real)
     parser.add_argument("--pass", nargs="+", choices=list(PASSES), default=list(PASSES))
     parser.add_argument("--compile", action="store_true", help="each row again with the block bodies compiled")
@@ -111,8 +111,13 @@ def _guarded(case: str, name: str, compiled: bool, device: torch.device, options
     if compiled and name in NOT_COMPILED:
         return {**row, "error": NOT_COMPILED[name]}
     try:
-        layers = options.layers or _layers_that_fit(case, name, device)
+        layers = options.layers
+        if layers is None and CASES[case].layers is None and device.type == "cuda" and "14b" in case:
+            row["room"] = room = _room(case, name, device)
+            layers = room["blocks"]
         row |= _measure(case, name, compiled, layers, device, options)
+    except torch.OutOfMemoryError as error:
+        row["error"] = f"out of memory: {str(error)[:300]}"
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {str(error)[:600]}"
     _release(device)
@@ -126,7 +131,11 @@ def _measure(
     _reset_peak(device)
     torch._dynamo.reset()
     step = PASSES[name](CASES[case], layers, device, compiled)
-    row: dict[str, Any] = {"layers": len(shape.blocks), "tokens": token_count(shape, CASES[case])}
+    row: dict[str, Any] = {
+        "layers": len(shape.blocks),
+        "tokens": token_count(shape, CASES[case]),
+        "batch": CASES[case].batch,
+    }
     with FlopCounterMode(display=False) as counter:
         row["first_step_s"] = first_step_seconds(step, device)
     if not compiled:  # a compiled body hides its products from the counter
@@ -164,24 +173,26 @@ def _times(step: Any, device: torch.device, most: int) -> list[float]:
     return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
 
 
-def _layers_that_fit(case: str, name: str, device: torch.device) -> int | None:
-    """None when all blocks fit in memory, else how many do, from the peaks of one and of two blocks."""
-    if CASES[case].layers or device.type != "cuda" or "14b" not in case:
-        return None
-    peaks = []
-    for layers in (1, 2):
-        _reset_peak(device)
-        step = PASSES[name](CASES[case], layers, device, False)
-        step()
-        step()
-        torch.cuda.synchronize()
-        peaks.append(torch.cuda.max_memory_allocated())
-        del step
-        _release(device)
-    room = SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory - peaks[0]
-    fits = 1 + int(room // (peaks[1] - peaks[0]))
+def _room(case: str, name: str, device: torch.device) -> dict[str, Any]:
+    """How many of the case's blocks fit in the free memory, from the peaks of one and of two blocks."""
     total = len(outline(CASES[case], None).blocks)
-    return None if fits >= total else fits
+    free, _ = torch.cuda.mem_get_info(device)
+    one, two = (_peak_of(case, name, layers, device) for layers in (1, 2))
+    fits = min(total, 1 + int((SHARE_OF_MEMORY * free - one) // (two - one)))
+    return {"blocks": fits, "of": total, "free_gb": free / 1e9, "one_gb": one / 1e9, "each_gb": (two - one) / 1e9}
+
+
+def _peak_of(case: str, name: str, layers: int, device: torch.device) -> int:
+    """Bytes of two passes through so many blocks, the second of which finds the first one's gradients."""
+    _reset_peak(device)
+    step = PASSES[name](CASES[case], layers, device, False)
+    step()
+    step()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del step
+    _release(device)
+    return peak
 
 
 def _release(device: torch.device) -> None:
@@ -208,12 +219,16 @@ def _line(row: dict[str, Any]) -> str:
     name = f"{row['case']:18s} {row['pass'] + (', compiled' if row['compiled'] else ''):36s}"
     if "error" in row:
         return f"{name} {row['error']}"
-    text = f"{name} {row['layers']:2d} blocks {row['ms']:9.2f} ms ({row['ms_min']:.2f} to {row['ms_max']:.2f})"
+    batch = "" if row["batch"] == 1 else f" x {row['batch']} samples"
+    text = f"{name} {row['layers']:2d} blocks{batch} {row['ms']:9.2f} ms ({row['ms_min']:.2f} to {row['ms_max']:.2f})"
     if row["peak_gb"] is not None:
         text += f"  peak {row['peak_gb']:6.2f} GB  first {row['first_step_s']:6.1f} s"
     if "flops" in row and "matmul_flops_per_s" in row:
         share = row["flops"] / row["ms"] * 1e3 / row["matmul_flops_per_s"]
         text += f"  {row['flops'] / 1e12:8.1f} TFLOP  {share:6.1%} of M"
+    if room := row.get("room"):
+        text += f"\n    {room['blocks']} of {room['of']} blocks fit in {room['free_gb']:.1f} GB that are free: "
+        text += f"{room['one_gb']:.1f} GB with one, {room['each_gb']:.2f} GB for each more"
     for part, spent in row.get("parts_ms", {}).items():
         text += f"\n    {part:24s} {spent:9.2f} ms"
     for family, spent in row.get("kernels", {}).get("ms", {}).items():

@@ -21,12 +21,14 @@ class Case:
         network: Registry name.
         latent: (frames, rows, columns) of the latent.
         layers: Number of blocks, None for all of the network's.
-        overrides: Further sizes; for the smoke case only.
+        batch: Samples of a pass.
+        overrides: Further sizes; for the smoke cases only.
     """
 
     network: str
     latent: tuple[int, int, int]
     layers: int | None = None
+    batch: int = 1
     overrides: tuple[tuple[str, int], ...] = ()
 
 
@@ -36,23 +38,25 @@ CASES = {
     "wan2.1-14b-block": Case("wan2.1-t2v-14b", (20, 60, 104), layers=1),
     "wan2.1-14b": Case("wan2.1-t2v-14b", (20, 60, 104)),
     "cosmos-2b": Case("cosmos-predict2-t2i-2b", (1, 96, 170)),
+    "cosmos-2b-batch-8": Case("cosmos-predict2-t2i-2b", (1, 96, 170), batch=8),
     "cosmos-14b": Case("cosmos-predict2-t2i-14b", (1, 96, 170)),
-    "smoke": Case("wan2.1-tiny", (2, 8, 8), overrides=(("text_dim", 64),)),
+    "smoke": Case("wan2.1-tiny", (2, 8, 8), overrides=(("text_len", 16),)),
+    "smoke-cosmos": Case("cosmos-predict2-tiny", (1, 8, 8), batch=2, overrides=(("text_len", 16),)),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a network and the sCM loss are called with; everything random, batch 1.
+    """What a network and the sCM loss are called with, for B samples; everything random.
 
     Attributes:
-        x: Noisy latent [1, C, T, H, W], float32.
-        t: Network time [1], float32.
-        text: Text states [1, 512, text_dim], bf16.
+        x: Noisy latent [B, C, T, H, W], float32.
+        t: Network time [B], float32.
+        text: Text states [B, 512, text_dim], bf16.
         negative: Of the negative prompt, like `text`.
         tx: Tangent of `x`.
         tt: Tangent of `t`.
-        u: TrigFlow time [1].
+        u: TrigFlow time [B].
     """
 
     x: Tensor
@@ -97,17 +101,17 @@ def make_inputs(net: Network, case: Case, device: torch.device) -> Inputs:
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=device)
 
-    latent = (1, net.spec.in_dim, *case.latent)
-    states = (1, net.spec.text_len, net.spec.text_dim)
+    latent = (case.batch, net.spec.in_dim, *case.latent)
+    states = (case.batch, net.spec.text_len, net.spec.text_dim)
     scale = net.spec.time_scale
     return Inputs(
         x=randn(*latent),
-        t=torch.full((1,), 0.6 * scale, device=device),
+        t=torch.full((case.batch,), 0.6 * scale, device=device),
         text=randn(*states).bfloat16(),
         negative=randn(*states).bfloat16(),
         tx=randn(*latent),
-        tt=torch.full((1,), 0.24 * scale, device=device),
-        u=torch.full((1,), 0.9, device=device),
+        tt=torch.full((case.batch,), 0.24 * scale, device=device),
+        u=torch.full((case.batch,), 0.9, device=device),
     )
 
 

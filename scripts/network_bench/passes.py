@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -146,17 +146,15 @@ def _timed(watch: Stopwatch, part: str, net: Network) -> Callable[..., Any]:
 PASSES: dict[str, Callable[[Case, int | None, torch.device, bool], Step]] = {
     "plain": plain_forward,
     "dual": dual_forward,
-    "plain+backward block": plain_backward("block"),
-    "dual+backward none": dual_backward("none"),
-    "dual+backward block": dual_backward("block"),
-    "dual+backward asymmetric": dual_backward("asymmetric"),
+    **{f"plain+backward {mode}": plain_backward(mode) for mode in get_args(Checkpointing)},
+    **{f"dual+backward {mode}": dual_backward(mode) for mode in get_args(Checkpointing)},
     "update": student_update,
 }
 
 
 KEPT_AND_COMPILED = "not offered: a compiled body saves other tensors in its recomputation than in its dual forward"
-NOT_COMPILED = {"dual+backward asymmetric": KEPT_AND_COMPILED, "update": KEPT_AND_COMPILED}
-"""Passes that keep attention's results do not go with compile (test/py/dual/test_fused_compile.py)."""
+NOT_COMPILED = {name: KEPT_AND_COMPILED for name in PASSES if name.endswith(("asymmetric", "selective", "update"))}
+"""Passes that keep results do not go with compile (test/py/dual/test_fused_compile.py)."""
 
 
 def compile_blocks(net: Network) -> None:

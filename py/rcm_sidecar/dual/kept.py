@@ -85,6 +85,11 @@ class KeptResults:
 _current: ContextVar[KeptResults | None] = ContextVar("kept_results", default=None)
 
 
-def kept_results() -> KeptResults | None:
-    """Those of the checkpointed block that is running, or None; compiled code keeps nothing."""
-    return None if torch.compiler.is_compiling() else _current.get()
+def kept_results(kind: Kind | None = None) -> KeptResults | None:
+    """Those of the checkpointed block that is running, or None; compiled code keeps nothing.
+
+    Args:
+        kind: None as well where this kind is not kept.
+    """
+    kept = None if torch.compiler.is_compiling() else _current.get()
+    return kept if kept is None or kind is None or kept.keeps(kind) else None

@@ -74,9 +74,7 @@ def unbind(x: DualOrTensor, dim: int) -> tuple[DualOrTensor, ...]:
     return tuple(Dual(value, tangent) for value, tangent in zip(values, tangents, strict=True))
 
 
-def linear(
-    x: DualOrTensor, weight: Tensor, bias: Tensor | None = None, *, worth_keeping: bool = True
-) -> DualOrTensor:
+def linear(x: DualOrTensor, weight: Tensor, bias: Tensor | None = None, *, worth_keeping: bool = True) -> DualOrTensor:
     """`x W^T + b` over the last axis; `dy = W dx`.
 
     Args:
@@ -90,13 +88,12 @@ def linear(
     """
     value, tangent = split(x)
     value = _as(value, weight.dtype)
-    kept = kept_results() if worth_keeping else None
-    if kept is not None and not kept.keeps("product"):
-        kept = None
+    kept = kept_results("product") if worth_keeping else None
     if tangent is None:
         return join(_product(value, weight, bias, kept), None, x)
     tangent = _as(tangent, weight.dtype)
-    if bias is None and kept is None and not (torch.is_grad_enabled() and (value.requires_grad or weight.requires_grad)):
+    graph = torch.is_grad_enabled() and (value.requires_grad or weight.requires_grad)
+    if bias is None and kept is None and not graph:
         both = fused.adjacent_halves(value, tangent)
         if both is not None:  # one product of twice the rows; with a bias, two with its addition inside are no slower
             return Dual(*F.linear(both, weight).unbind())

@@ -1,4 +1,4 @@
-"""A linear layer's product whose result is already there: a checkpointed block that keeps it does not multiply again."""
+"""A linear layer's product whose result is there already: what a checkpointed block needs that keeps products."""
 
 from __future__ import annotations
 

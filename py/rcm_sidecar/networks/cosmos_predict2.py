@@ -241,9 +241,7 @@ class CrossAttention(Attention):
         k, v = heads_first(self.keys(text, adapter)), heads_first(self.values(text, adapter))
         return cast(Tensor, k), cast(Tensor, v)
 
-    def forward(
-        self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None
-    ) -> DualOrTensor:
+    def forward(self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `text` from `keys_values`."""
         out = ops.attention(heads_first(self.queries(x, adapter)), *text)
         return cast(DualOrTensor, self.output_proj(merge_heads(out), adapter))

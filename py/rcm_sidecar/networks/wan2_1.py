@@ -159,9 +159,7 @@ class CrossAttention(Attention):
         v = heads_first(split_heads(self.v(text, adapter), self.heads))
         return cast(Tensor, k), cast(Tensor, v)
 
-    def forward(
-        self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None
-    ) -> DualOrTensor:
+    def forward(self, x: DualOrTensor, text: tuple[Tensor, Tensor], adapter: Role | None) -> DualOrTensor:
         """[B, L, D] to [B, L, D]; `text` from `keys_values`."""
         q = split_heads(self.norm_q(self.q(x, adapter)), self.heads)
         out = ops.attention(heads_first(q), *text)

@@ -140,7 +140,7 @@ def test_cost_of_one_scm_step(family, mode, attention_calls):
     assert backward.gemms == family.backward_gemms(layers) + recomputed
     again = 2 * layers if mode == "block" else 0
     assert attention_calls == {"forward_kernel": 2 * layers + again, "backward_kernel": 2 * layers}
-    # Attention's own products: a backward has 5, an eager forward of a primal 2, and a step that keeps attention none of these.
+    # Attention's own products: a backward has 5, an eager forward of a primal 2, none where its results are kept.
     assert backward.counts["bmm"] + backward.counts["baddbmm"] == 5 * 2 * layers + 2 * again
 
 
