@@ -1,6 +1,8 @@
 """Attention without a tangent by torch's own kernels: forward, and gradients from our output and log-sum-exp.
 
-The backward is cuDNN, FlashAttention-2 or eager torch. Both fused backwards take O and the natural-log LSE of any
+The backward is cuDNN, FlashAttention-2 or eager torch. cuDNN's, the fastest, adds parts of dQ in whatever order they
+come; with `torch.use_deterministic_algorithms` FlashAttention-2 runs, which then keeps a dQ of its own for every group
+of programs and adds these in order. Both fused backwards take O and the natural-log LSE of any
 forward. Their masks know none and causal; a block-causal mask is one call a frame, over the keys that frame sees.
 
 cuDNN caches a plan by the strides of q, k, v and dO but not of O, and gives silently wrong gradients when O has other
@@ -49,7 +51,7 @@ def attention_backward(
         lse: The saved natural-log log-sum-exp [B, H, Lq].
         scale: Factor of the scores.
         frame: Tokens per frame of the mask, 0 for none, 1 causal.
-        backend: None takes the fastest that can.
+        backend: None takes `choose_backward`'s.
     """
     chosen = backend or choose_backward(q, k, frame)
     if chosen == "eager":
@@ -62,13 +64,13 @@ def attention_backward(
 
 def has_plain_kernel(q: Tensor, k: Tensor, problem: Problem) -> bool:
     """Whether torch has a fused attention, forward and backward, for these tensors and this mask."""
-    return problem.frame <= 1 and choose_backward(q, k, problem.frame) != "eager"
+    return problem.frame <= 1 and fastest(q, k, problem.frame) != "eager"
 
 
 def plain_forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """(out, natural-log lse [B, H, Lq]) by cuDNN or FlashAttention-2; out has q's layout."""
     causal = problem.frame == 1
-    if choose_backward(q, k, problem.frame) == "cudnn":
+    if fastest(q, k, problem.frame) == "cudnn":
         out, lse, *_ = _aten._scaled_dot_product_cudnn_attention(
             q, k, v, None, True, 0.0, causal, False, scale=problem.scale
         )
@@ -78,7 +80,13 @@ def plain_forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Te
 
 
 def choose_backward(q: Tensor, k: Tensor, frame: int) -> BackwardBackend:
-    """The fastest backward for these tensors: cuDNN on Hopper and newer, else FlashAttention-2, else eager."""
+    """The fastest backward; under deterministic algorithms the fastest one that repeats its bits."""
+    backend = fastest(q, k, frame)
+    return "flash" if backend == "cudnn" and torch.are_deterministic_algorithms_enabled() else backend
+
+
+def fastest(q: Tensor, k: Tensor, frame: int) -> BackwardBackend:
+    """The fastest kernels for these tensors: cuDNN on Hopper and newer, else FlashAttention-2, else eager."""
     head_dim = q.shape[-1]
     if not q.is_cuda or q.dtype not in KERNEL_DTYPES or torch.version.hip is not None or head_dim % 8:
         return "eager"

@@ -1,6 +1,7 @@
 """Wrong arguments raise ValueError naming the argument; dispatch does what it was told."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from cases import inputs
 
 from rcm_kernels import attention, attention_backward, attention_jvp, use_backend
 from rcm_kernels.dispatch import choose, tile_table
+from rcm_kernels.plain import choose_backward
 from rcm_kernels.problem import check_alignment, check_for_kernels
 
 ARGS = inputs(2, 3, 5, 7, 16, dtype=torch.float32)
@@ -166,3 +168,19 @@ def test_result_dtypes_and_strides(dtype):
         3,
         5,
     )
+
+
+def test_only_a_backward_that_repeats_its_bits_runs_under_deterministic_algorithms(monkeypatch):
+    """cuDNN's does not, and torch's operator for it neither refuses nor warns."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    q = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device="cuda", shape=(1, 12, 4096, 128))
+    try:
+        chosen = []
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            chosen.append(choose_backward(q, q, 0))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert chosen == ["cudnn", "flash"]

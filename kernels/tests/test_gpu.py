@@ -4,8 +4,10 @@ import pytest
 import torch
 from cases import FAMILIES, errors, family, inputs, relative
 
-from rcm_kernels import attention, attention_jvp, use_backend
+from rcm_kernels import attention, attention_backward, attention_jvp, use_backend
 from rcm_kernels.dispatch import choose
+from rcm_kernels.plain import attention_backward as backward_by
+from rcm_kernels.plain import choose_backward
 from rcm_kernels.problem import Problem
 from rcm_kernels.reference import eager, eager_backward
 
@@ -165,8 +167,6 @@ def test_more_than_2_to_the_31_elements():
 @pytest.mark.parametrize("frame", [0, 1, 130])
 def test_backward_from_our_output(backend, layout, frame):
     """Layouts of both kinds run in one process: cuDNN's plan cache must not mix them up."""
-    from rcm_kernels.plain import attention_backward
-
     if backend == "cudnn" and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("cuDNN's attention backward is used on Hopper and newer")
     mask = None if frame == 0 else ("block-causal", frame)
@@ -176,12 +176,37 @@ def test_backward_from_our_output(backend, layout, frame):
         grad = inputs(1, 4, 500, 500, 128, dtype=BF16, device="cuda", layout=grad_layout, seed=5)[0]
         q, k, v = args[:3]
         options = {"scale": 128**-0.5, "frame": frame}
-        got = attention_backward(grad, q, k, v, result.out, result.lse, backend=backend, **options)
+        got = backward_by(grad, q, k, v, result.out, result.lse, backend=backend, **options)
         wide = [x.double() for x in (grad, q, k, v)]
         exact = eager(*wide[1:], **options)
         expected = eager_backward(*wide, exact.out, exact.lse, **options)
         for a, b in zip(got, expected, strict=True):
             assert relative(a, b) < 6e-3
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("frame", [0, 130])
+@pytest.mark.parametrize("length", [500, 4096])
+def test_a_deterministic_backward_repeats_its_bits(length, frame, deterministic):
+    """Two heads: several programs share each row of dQ, which is where an order could differ."""
+    mask = None if frame == 0 else ("block-causal", frame)
+    q, k, v, *_ = inputs(1, 2, length, length, 128, dtype=BF16, device="cuda")
+    grad = inputs(1, 2, length, length, 128, dtype=BF16, device="cuda", seed=5)[0]
+    out, _, lse, _ = attention_jvp(q, k, v, mask=mask)
+    assert choose_backward(q, k, frame) == "flash"
+    first = attention_backward(grad, q, k, v, out, lse, mask=mask)
+    for _ in range(10):
+        again = attention_backward(grad, q, k, v, out, lse, mask=mask)
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    torch.use_deterministic_algorithms(False)
+    for a, b in zip(attention_backward(grad, q, k, v, out, lse, mask=mask), first, strict=True):
+        assert relative(a, b.double()) < 1e-2
 
 
 def test_autograd_compile_and_checkpoint():
