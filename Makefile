@@ -4,7 +4,7 @@ ARGS ?=
 CLI := node bin/rcm-bridge.js
 SOURCES := $(shell find src -type f -name '*.ts') tsconfig.json tsconfig.build.json
 
-.PHONY: help setup build distill test test-long lint format clean distclean test-gpu digits-teacher bench-kernels bench-network bench-bridge
+.PHONY: help setup build distill test test-long lint format clean distclean test-gpu digits-teacher bench-kernels bench-network bench-bridge gpu-bundle
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -60,8 +60,11 @@ bench-network: build ## whole networks, plain and dual, forward and backward, on
 bench-bridge: build ## latencies of the border between Node and Python, fifty tries each
 	bash scripts/bench-bridge.sh $(ARGS)
 
+gpu-bundle: build ## pack what a GPU machine without Node and network needs for scripts/on-gpu.sh (ARGS="--python 3.12")
+	bash scripts/gpu-bundle.sh $(ARGS)
+
 clean: ## remove what was built
-	rm -rf dist coverage *.tgz
+	rm -rf dist coverage gpu-bundle *.tgz
 
 distclean: clean ## remove what was installed here, too; runs/ stays
 	rm -rf node_modules .dev
