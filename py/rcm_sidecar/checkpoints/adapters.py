@@ -17,12 +17,13 @@ from torch import Tensor
 
 from rcm_sidecar.checkpoints.mismatch import Mismatch
 from rcm_sidecar.checkpoints.reading import open_weights
+from rcm_sidecar.distributed.tensors import fill
 from rcm_sidecar.errors import WeightsError
-from rcm_sidecar.files import write_tensors
+from rcm_sidecar.files import write_through
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role
-from rcm_sidecar.networks.lora import Adapter, adapters_of
-from rcm_sidecar.safetensors_file import LazyTensor
+from rcm_sidecar.networks.lora import Adapter, Whole, adapters_of
+from rcm_sidecar.safetensors_file import LazyTensor, in_memory, write_safetensors
 
 AdapterLayout: TypeAlias = Literal["official", "comfyui"]
 
@@ -38,16 +39,18 @@ def save_adapter(
     *,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    whole: Whole = lambda tensor: tensor,
 ) -> Path:
     """Write the adapters of `role`, complete or not at all.
 
     Args:
-        net: A network with adapters, not sharded.
+        net: A network with adapters.
         role: Whose.
         path: A file ending in .safetensors.
         layout: "comfyui" puts `diffusion_model.` before every key.
         dtype: Stored dtype of A and B; None keeps theirs.
         metadata: Kept in the file's header, for people.
+        whole: Gives all of a parameter when it is its turn; for a network whose parameters are sharded.
 
     Returns:
         The file.
@@ -61,13 +64,19 @@ def save_adapter(
     if target.suffix != ".safetensors":
         raise WeightsError("E_WEIGHTS_LAYOUT", f"{target} must end in .safetensors", "give another file name")
     prefix = _COMFYUI_PREFIX if layout == "comfyui" else ""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, adapter in adapters_of(net, role).items():
-        tensors[f"{prefix}{name}{_DOWN}"] = adapter.down.to(dtype or adapter.down.dtype)
-        tensors[f"{prefix}{name}{_UP}"] = adapter.up.to(dtype or adapter.up.dtype)
-        tensors[f"{prefix}{name}{_ALPHA}"] = torch.tensor(adapter.alpha)
-    write_tensors(target, tensors, metadata)
+        tensors[f"{prefix}{name}{_DOWN}"] = _lazy(adapter.down, dtype, whole)
+        tensors[f"{prefix}{name}{_UP}"] = _lazy(adapter.up, dtype, whole)
+        tensors[f"{prefix}{name}{_ALPHA}"] = in_memory(torch.tensor(adapter.alpha))
+    facts = {"format": "pt", **(metadata or {})}
+    write_through(target, lambda temporary: write_safetensors(temporary, tensors, facts))
     return target
+
+
+def _lazy(parameter: Tensor, dtype: torch.dtype | None, whole: Whole) -> LazyTensor:
+    stored = dtype or parameter.dtype
+    return LazyTensor(tuple(parameter.shape), stored, lambda: whole(parameter).detach().to(stored))
 
 
 def load_adapter(net: Network, role: Role, path: str | PathLike[str]) -> None:
@@ -78,16 +87,29 @@ def load_adapter(net: Network, role: Role, path: str | PathLike[str]) -> None:
             E_WEIGHTS_MISMATCH, which names the first five keys that do not fit. `net` is unchanged then.
         ConfigError: E_ADAPTER_UNKNOWN.
     """
-    adapters = adapters_of(net, role)
-    found = {key.removeprefix(_COMFYUI_PREFIX): tensor for key, tensor in open_weights(Path(path)).items()}
-    _check(adapters, found, Path(path))
-    with torch.no_grad():
-        for name, adapter in adapters.items():
-            adapter.down.copy_(found[name + _DOWN].load())
-            adapter.up.copy_(found[name + _UP].load())
+    fill_adapter(net, role, open_adapter(net, role, Path(path)))
 
 
-def _check(adapters: dict[str, Adapter], found: dict[str, LazyTensor], path: Path) -> None:
+def open_adapter(net: Network, role: Role, path: Path) -> Mapping[str, LazyTensor]:
+    """Open a file and check that it fits the adapters of `role`, which may be on the meta device.
+
+    Raises:
+        WeightsError: As `load_adapter`.
+        ConfigError: E_ADAPTER_UNKNOWN.
+    """
+    found = {key.removeprefix(_COMFYUI_PREFIX): tensor for key, tensor in open_weights(path).items()}
+    _check(adapters_of(net, role), found, path)
+    return found
+
+
+def fill_adapter(net: Network, role: Role, found: Mapping[str, LazyTensor]) -> None:
+    """Read what `open_adapter` has found to fit; of sharded adapters this process's part."""
+    for name, adapter in adapters_of(net, role).items():
+        fill(adapter.down, found[name + _DOWN].load())
+        fill(adapter.up, found[name + _UP].load())
+
+
+def _check(adapters: Mapping[str, Adapter], found: Mapping[str, LazyTensor], path: Path) -> None:
     if not any(key.endswith(_DOWN) for key in found):
         hint = "With student.lora all roles share the teacher's weights: start from teacher, or from an adapter file."
         raise WeightsError("E_WEIGHTS_LAYOUT", f"{path} holds no adapters", hint)

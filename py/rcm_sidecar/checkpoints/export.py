@@ -20,6 +20,7 @@ from rcm_sidecar.data.label_conditioner import CONDITIONER_FILE
 from rcm_sidecar.files import write_file, write_json, write_tensors
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role
+from rcm_sidecar.networks.lora import Whole
 
 OFFICIAL_FILE = "model.safetensors"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
@@ -33,12 +34,13 @@ class Product:
 
     Attributes:
         kind: Which sampler it needs.
-        network: With the weights to write.
+        network: With the weights to write, perhaps sharded.
         adapter: LoRA role whose adapters are merged into them; None: they are what is written.
         conditioner: Its label table.
         config: Of the run that made it.
         step: Training step.
         run_id: Of that run.
+        whole: Gives all of a parameter of the network.
     """
 
     kind: Kind
@@ -48,6 +50,7 @@ class Product:
     config: RunConfig
     step: int
     run_id: str
+    whole: Whole = lambda tensor: tensor
 
 
 def export(product: Product, folder: Path, layout: Literal["official", "diffusers", "comfyui"]) -> Path:
@@ -61,14 +64,11 @@ def export(product: Product, folder: Path, layout: Literal["official", "diffuser
         WeightsError: E_WEIGHTS_WRITE, or E_WEIGHTS_LAYOUT for a layout the network cannot be written in.
     """
     network = product.network
+    target = folder / OFFICIAL_FILE if layout == "official" else folder
+    written = save_network(network, target, layout, adapter=product.adapter, whole=product.whole)
     if layout == "official":
-        weights = save_network(network, folder / OFFICIAL_FILE, "official", adapter=product.adapter).name
         write_json(folder / "config.json", official_config(network))
-    elif layout == "diffusers":
-        save_network(network, folder, "diffusers", adapter=product.adapter)
-        weights = DIFFUSERS_FILE
-    else:
-        weights = save_network(network, folder, "comfyui", adapter=product.adapter).name
+    weights = DIFFUSERS_FILE if layout == "diffusers" else written.name
     write_tensors(folder / CONDITIONER_FILE, {"table": product.conditioner.table})
     write_json(folder / SAMPLER_FILE, sampler_document(product, weights))
     write_file(folder / "README.md", model_card(product, layout).encode())
@@ -94,7 +94,8 @@ def export_adapters(product: Product, folder: Path, teacher_key: str) -> Path:
     facts = {"base": _teacher_name(product.config), "base_hash": teacher_key, "run_id": product.run_id}
     layouts: tuple[AdapterLayout, ...] = ("official", "comfyui")
     for layout in layouts:
-        save_adapter(product.network, product.adapter, folder / f"{layout}.safetensors", layout, metadata=facts)
+        file = folder / f"{layout}.safetensors"
+        save_adapter(product.network, product.adapter, file, layout, metadata=facts, whole=product.whole)
     write_file(folder / "README.md", _adapter_card(product, settings, teacher_key).encode())
     return folder
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from rcm_sidecar.checkpoints.layouts import Layout, plain_name
-from rcm_sidecar.checkpoints.weights_file import check_fit, open_network
+from rcm_sidecar.checkpoints.weights_file import WeightsFile, check_fit, open_network
+from rcm_sidecar.distributed.tensors import fill
 from rcm_sidecar.networks import Network
 from rcm_sidecar.safetensors_file import LazyTensor
 
@@ -37,10 +37,11 @@ def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
     Supported: a .safetensors file, a sharded index, a folder of the original or diffusers layout (also the pipeline
     folder above `transformer/`), .pth and .pt (weights only, memory-mapped), the public rCM files (`net.` and
     `net_ema.` prefixes, patch embedding as [D, 64]) and ComfyUI's prefix. Tensors are read one after the other into the
-    dtype and device of the parameters; parameters on the meta device are replaced by CPU ones.
+    dtype and device of the parameters; of a sharded parameter each process reads its own part only. Parameters on the
+    meta device are replaced by CPU ones.
 
     Args:
-        net: A network from `networks.build`.
+        net: A network from `networks.build`; if it is sharded, with memory.
         path: Where the weights are.
 
     Returns:
@@ -50,8 +51,22 @@ def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
         WeightsError: E_WEIGHTS_NOT_FOUND, E_WEIGHTS_EMPTY, E_WEIGHTS_UNREADABLE, E_WEIGHTS_LAYOUT, or
             E_WEIGHTS_MISMATCH, which names the first five keys that do not fit. `net` is unchanged then.
     """
-    weights = open_network(Path(path))
+    return fill_network(net, open_for(net, Path(path)))
+
+
+def open_for(net: Network, path: Path) -> WeightsFile:
+    """Open weights and check from their headers that they fit `net`, which may be on the meta device.
+
+    Raises:
+        WeightsError: As `load_network`.
+    """
+    weights = open_network(path)
     check_fit(net, weights)
+    return weights
+
+
+def fill_network(net: Network, weights: WeightsFile) -> LoadedWeights:
+    """Read what `open_for` has found to fit; see `load_network`."""
     for name, parameter in list(net.named_parameters()):
         if plain_name(name) in weights.tensors:  # adapters stay as they are
             _fill(net, name, parameter, weights.tensors)
@@ -61,8 +76,7 @@ def load_network(net: Network, path: str | PathLike[str]) -> LoadedWeights:
 def _fill(net: Network, name: str, parameter: nn.Parameter, found: Mapping[str, LazyTensor]) -> None:
     value = found[plain_name(name)].load().reshape(parameter.shape)
     if not parameter.is_meta:
-        with torch.no_grad():
-            parameter.copy_(value)
+        fill(parameter, value)
         return
     owner, _, leaf = name.rpartition(".")
     # A copy even where the dtype fits: the loaded tensor may be a view of the mapped file.

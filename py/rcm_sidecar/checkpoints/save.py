@@ -35,7 +35,7 @@ from rcm_sidecar.files import (
 )
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role
-from rcm_sidecar.networks.lora import merge, weight_deltas
+from rcm_sidecar.networks.lora import Whole, merge, weight_deltas
 from rcm_sidecar.safetensors_file import LazyTensor, write_safetensors
 
 SHARD_BYTES = 5_000_000_000
@@ -58,6 +58,7 @@ def save_network(
     adapter: Role | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    whole: Whole = lambda tensor: tensor,
 ) -> Path:
     """Write the parameters of `net`.
 
@@ -68,6 +69,7 @@ def save_network(
         adapter: LoRA role merged into the weights; None writes the base weights.
         dtype: Stored dtype; None keeps each parameter's own.
         max_shard_bytes: Largest file of a folder.
+        whole: Gives all of a parameter when it is its turn; for a network whose parameters are sharded.
 
     Returns:
         As `write_network`.
@@ -76,7 +78,7 @@ def save_network(
         WeightsError: E_WEIGHTS_LAYOUT (unknown layout, or one that does not go with the path), E_WEIGHTS_WRITE.
         HostError: E_DISK_FULL.
     """
-    tensors = _parameters(net, adapter, dtype)
+    tensors = _parameters(net, adapter, dtype, whole)
     return write_network(net, tensors, Path(path), layout, max_shard_bytes=max_shard_bytes)
 
 
@@ -163,20 +165,21 @@ def check_target(target: Path, layout: Layout) -> None:
         raise WeightsError("E_WEIGHTS_WRITE", f"{target} is a file, not a folder", "give a folder")
 
 
-def _parameters(net: Network, adapter: Role | None, dtype: torch.dtype | None) -> dict[str, LazyTensor]:
-    """The parameters by official name, each merged and cast when it is its turn."""
-    deltas = {} if adapter is None else weight_deltas(net, adapter)
+def _parameters(net: Network, adapter: Role | None, dtype: torch.dtype | None, whole: Whole) -> dict[str, LazyTensor]:
+    """The parameters by official name, each gathered, merged and cast when it is its turn."""
+    deltas = {} if adapter is None else weight_deltas(net, adapter, whole)
 
-    def lazy(name: str, weight: Tensor) -> LazyTensor:
+    def lazy(name: str, parameter: Tensor) -> LazyTensor:
         delta = deltas.get(name)
-        stored = dtype or weight.dtype
+        stored = dtype or parameter.dtype
 
         def load() -> Tensor:
+            weight = whole(parameter).detach()
             return (weight if delta is None else merge(weight, delta())).to("cpu", stored)
 
-        return LazyTensor(tuple(weight.shape), stored, load)
+        return LazyTensor(tuple(parameter.shape), stored, load)
 
-    return {name: lazy(name, parameter.detach()) for name, parameter in official_names(net).items()}
+    return {name: lazy(name, parameter) for name, parameter in official_names(net).items()}
 
 
 def _named(net: Network, tensors: Mapping[str, LazyTensor], layout: Layout) -> dict[str, LazyTensor]:

@@ -57,15 +57,9 @@ def folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def load_frozen(model: Model, path: Path) -> Network:
-    """The config's network with the weights of `path`, strictly loaded, without gradients.
-
-    Raises:
-        WeightsError: the weights do not fit.
-    """
-    network = build(model.name, device="meta", **model.overrides.arguments())
-    load_network(network, path)
-    return network.requires_grad_(False)
+def build_frozen(model: Model) -> Network:
+    """The config's network on the meta device, without gradients."""
+    return build(model.name, device="meta", **model.overrides.arguments()).requires_grad_(False)
 
 
 def content_key(path: Path) -> str:

@@ -59,11 +59,15 @@ class LabelConditioner(nn.Module):
         file = Path(path)
         if file.is_dir():
             file = file / CONDITIONER_FILE
-        table = _read_table(file)
+        return cls.of(_read_table(file).float())
+
+    @classmethod
+    def of(cls, table: Tensor) -> LabelConditioner:
+        """A frozen table of these values [classes + 1, rows, width], the same memory."""
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         module.num_classes = table.shape[0] - 1
-        module.table = nn.Parameter(table.float(), requires_grad=False)
+        module.table = nn.Parameter(table.detach(), requires_grad=False)
         return module
 
 

@@ -81,8 +81,12 @@ class JobTeam:
         pairs = zip(contents, lengths, strict=True)
         return [msgspec.msgpack.decode(bytes(content.tolist()[: int(length)])) for content, length in pairs]
 
-    def alone(self, work: Callable[[], Result]) -> Result | None:
+    def alone(self, work: Callable[[], Result], answer: Callable[[Any], object] = lambda order: None) -> Result | None:
         """The leading process works while the others wait; returns its result there and None elsewhere.
+
+        Args:
+            work: What it does. It may ask the others to take part in something: `tell` with a mapping, an order.
+            answer: What the others do with each order.
 
         Raises:
             JobCancelled: on all processes, when the work was cancelled, so that all go on in the same place.
@@ -94,7 +98,8 @@ class JobTeam:
                 done = work()
             except JobCancelled as cancelled:
                 cancel = cancelled.cancel
-        checkpoint = self.tell(None if cancel is None else cancel.checkpoint)
+        while isinstance(checkpoint := self.tell(None if cancel is None else cancel.checkpoint), dict):
+            answer(checkpoint)
         if checkpoint is not None:
             raise JobCancelled(Cancel(checkpoint))
         return done

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
+from rcm_sidecar.distributed.tensors import fill_drawn
 from rcm_sidecar.dual import DualOrTensor, ops, primal_of
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.networks.blocks import KEPT, run_block, text_pair
@@ -458,7 +460,7 @@ class CosmosPredict2(nn.Module):
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights (cosmos-predict2.md 3.9): modulations start at the shared part alone, norms as identity."""
         for name, parameter in self.named_parameters():
-            _initialise(name, parameter.data, generator)
+            fill_drawn(parameter, partial(_initialise, name, generator=generator), generator)
 
 
 def _initialise(name: str, weight: Tensor, generator: torch.Generator | None) -> None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from functools import partial
+from typing import Any, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from rcm_sidecar.distributed.tensors import fill_drawn
 from rcm_sidecar.dual import DualOrTensor, ops
 from rcm_sidecar.dual.number import wide_dtype, widen
 from rcm_sidecar.errors import ConfigError
@@ -23,6 +25,9 @@ from rcm_sidecar.networks.inputs import Role, Target, check_adapter
 from rcm_sidecar.networks.layers import Linear
 
 _COMPONENT = "lora"
+
+Whole: TypeAlias = Callable[[Tensor], Tensor]
+"""All of a parameter, of which a process may hold a part only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,9 @@ class Adapter(nn.Module):
         change = ops.linear(ops.linear(x, self.down), self.up, worth_keeping=False)
         return ops.add(base, ops.linear_map(lambda a: a * self.scale, change))
 
-    def delta(self) -> Tensor:
-        """(alpha / rank) B A, [out, in], at least float32, without graph."""
-        return self.scale * (widen(self.up.detach()) @ widen(self.down.detach()))
+    def delta(self, whole: Whole = lambda tensor: tensor) -> Tensor:
+        """(alpha / rank) B A, [out, in], at least float32, without graph; `whole` gives all of A and of B."""
+        return self.scale * (widen(whole(self.up).detach()) @ widen(whole(self.down).detach()))
 
 
 class LoraLinear(Linear):
@@ -132,11 +137,19 @@ def attach(
         for path in paths:
             owner, _, leaf = path.rpartition(".")
             block.get_submodule(owner).register_module(leaf, LoraLinear(block.get_submodule(path), config, roles))
-    for name, parameter in net.named_parameters():
-        if is_adapter(name) and name.endswith(".down") and not parameter.is_meta:
-            bound = parameter.shape[1] ** -0.5
-            nn.init.uniform_(parameter.data, -bound, bound, generator=generator)
     net.adapters = tuple(roles)
+    if not net.blocks[0].get_submodule(paths[0]).weight.is_meta:
+        initialise(net, generator)
+
+
+def initialise(net: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Fresh adapters, in place: A is drawn as `attach` says, B is zero. For what was attached on the meta device."""
+    for name, parameter in net.named_parameters():
+        if not is_adapter(name):
+            continue
+        bound = parameter.shape[1] ** -0.5 if name.endswith(".down") else 0.0
+        draw = partial(nn.init.uniform_, a=-bound, b=bound, generator=generator) if bound else nn.init.zeros_
+        fill_drawn(parameter, draw, generator)
 
 
 def is_adapter(name: str) -> bool:
@@ -160,13 +173,13 @@ def adapters_of(net: Any, role: Role) -> dict[str, Adapter]:
     return {name: cast(Adapter, layer.lora[role]) for name, layer in _layers(net)}
 
 
-def weight_deltas(net: Any, role: Role) -> dict[str, Callable[[], Tensor]]:
+def weight_deltas(net: Any, role: Role, whole: Whole = lambda tensor: tensor) -> dict[str, Callable[[], Tensor]]:
     """What the adapters of `role` add to each weight, by the weight's official name, computed when called.
 
     Raises:
         ConfigError: E_ADAPTER_UNKNOWN.
     """
-    return {f"{name}.weight": adapter.delta for name, adapter in adapters_of(net, role).items()}
+    return {f"{name}.weight": partial(adapter.delta, whole) for name, adapter in adapters_of(net, role).items()}
 
 
 def merge(weight: Tensor, delta: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rcm_sidecar.distributed.context_parallel import ContextGroup, TokenShare
+from rcm_sidecar.distributed.tensors import fill_drawn
 from rcm_sidecar.dual import DualOrTensor, ops, primal_of
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.networks.blocks import KEPT, run_block, text_pair
@@ -347,7 +349,7 @@ class Wan21(nn.Module):
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights (wan2.1.md 2.6): the head is zero, so the output is; norms start as identity."""
         for name, parameter in self.named_parameters():
-            _initialise(name, parameter.data, self.config.dim, generator)
+            fill_drawn(parameter, partial(_initialise, name, dim=self.config.dim, generator=generator), generator)
 
     def _embed_patches(self, x: DualOrTensor, share: TokenShare | None = None) -> DualOrTensor:
         patches = ops.linear_map(lambda a: patchify(a, self.config.patch_size), x)

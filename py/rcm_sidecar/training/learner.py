@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from rcm_sidecar.checkpoints import load_adapter
-from rcm_sidecar.checkpoints.sources import load_frozen, locate
+from rcm_sidecar.checkpoints.adapters import fill_adapter, open_adapter
+from rcm_sidecar.checkpoints.load import fill_network, open_for
+from rcm_sidecar.checkpoints.sources import locate
 from rcm_sidecar.config import Lora, RunConfig
 from rcm_sidecar.diffusion import guidance
+from rcm_sidecar.distributed.job_team import JobTeam
 from rcm_sidecar.networks import Network
 from rcm_sidecar.networks.inputs import Role as AdapterRole
-from rcm_sidecar.networks.lora import LoraConfig, adapter_parameters, attach
+from rcm_sidecar.networks.lora import LoraConfig, adapter_parameters, attach, initialise
+from rcm_sidecar.safetensors_file import LazyTensor
+from rcm_sidecar.training.placement import place
 from rcm_sidecar.training.randomness import generator
 
 
@@ -45,34 +48,50 @@ class Learner:
             return dict(self.network.named_parameters())
         return dict(adapter_parameters(self.network, self.adapter))
 
-    def copy(self) -> Learner:
-        """The same role with frozen parameters of its own; all others, a LoRA's base, are the same tensors."""
-        own = {id(parameter) for parameter in self.parameters.values()}
-        memo: dict[int, Any] = {id(p): p for p in self.network.parameters() if id(p) not in own}
-        copied = Learner(copy.deepcopy(self.network, memo), self.adapter)
-        for parameter in copied.parameters.values():
-            parameter.requires_grad_(False)
-        return copied
 
+def start_networks(
+    config: RunConfig, teacher: Network, weights: Path, roles: Sequence[AdapterRole], team: JobTeam
+) -> dict[str, Learner]:
+    """Teacher, student and, for methods that have one, critic as they are before the first step, on all processes.
 
-def start_learners(config: RunConfig, teacher: Network, roles: Sequence[AdapterRole]) -> dict[str, Learner]:
-    """Student and, for methods that have one, critic as they are before the first step.
-
-    Without LoRA each is a network of its own: a copy of the teacher's, or the weights its `init` names. With
+    Nothing is ever whole in memory: networks are laid out while they are on the meta device, then each process reads
+    its own parts from the files. Without LoRA each learner is a network of its own, with the teacher's weights read
+    once more or those its `init` names; always from a file, because a teacher stored in bf16 has lost bits. With
     `student.lora` all roles share the teacher's network, which gets adapters in place; `init` may name an adapter file.
+
+    Args:
+        config: Of the run.
+        teacher: Frozen, on the meta device; filled in place.
+        weights: Where its weights are.
+        roles: Who learns.
+        team: The processes.
 
     Raises:
         WeightsError: weights or adapters that do not fit.
-        ConfigError: E_CONFIG_VALUE, a rank that exceeds a side of a layer.
+        ConfigError: E_CONFIG_VALUE, a rank that exceeds a side of a layer, context parallelism that fits no heads.
     """
     inits, lora = starts(config), config.student.lora
-    if lora is None:
-        return {role: Learner(_whole(config, inits[role], teacher)) for role in roles}
-    attach(teacher, lora_config(lora), roles, generator=generator(config.seed, 0, "lora"))
+    learners: dict[str, Learner] = {}
     for role in roles:
-        if inits[role] != "teacher":
-            load_adapter(teacher, role, locate(inits[role]))
-    return {role: Learner(teacher, role) for role in roles}
+        own = teacher if lora is not None else copy.deepcopy(teacher).requires_grad_(True)
+        learners[role] = Learner(own, None if lora is None else role)
+    files = [(teacher, weights)]
+    adapters: dict[AdapterRole, Mapping[str, LazyTensor]] = {}
+    if lora is None:
+        files += [(learners[role].network, _file(inits[role], weights)) for role in roles]
+    else:
+        attach(teacher, lora_config(lora), roles)
+        named = [role for role in roles if inits[role] != "teacher"]
+        adapters = {role: open_adapter(teacher, role, locate(inits[role])) for role in named}
+    opened = [(network, open_for(network, file)) for network, file in files]
+    place([network for network, _ in opened], config.compute, team)
+    for network, found in opened:
+        fill_network(network, found)
+    if lora is not None:
+        initialise(teacher, generator(config.seed, 0, "lora"))
+        for role, stored in adapters.items():
+            fill_adapter(teacher, role, stored)
+    return learners
 
 
 def starts(config: RunConfig) -> dict[str, str]:
@@ -85,7 +104,5 @@ def lora_config(settings: Lora) -> LoraConfig:
     return LoraConfig(settings.rank, settings.alpha, tuple(settings.targets))
 
 
-def _whole(config: RunConfig, init: str, teacher: Network) -> Network:
-    if init == "teacher":
-        return copy.deepcopy(teacher).requires_grad_(True)
-    return load_frozen(config.model, Path(locate(init))).requires_grad_(True)
+def _file(init: str, teacher: Path) -> Path:
+    return teacher if init == "teacher" else locate(init)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import nn
 
 from rcm_sidecar.config import Compute
@@ -15,8 +14,27 @@ from rcm_sidecar.distributed.job_team import JobTeam
 from rcm_sidecar.networks import Network
 
 
-def store(network: Network, compute: Compute, device: torch.device) -> None:
-    """Set how a network computes, and move it to `device`, in place. Adapters are attached before.
+def place(networks: Sequence[Network], compute: Compute, team: JobTeam, table: nn.Module | None = None) -> None:
+    """Give networks of the meta device the memory they train in, in place: this process's parts, not yet filled.
+
+    Args:
+        networks: With their adapters.
+        compute: Dtypes, recomputation, how processes share tokens.
+        team: The processes.
+        table: A label table that trains with them, in memory already.
+
+    Raises:
+        ConfigError: E_CONFIG_VALUE, context parallelism that does not fit the heads.
+    """
+    for network in networks:
+        store(network, compute)
+    distribute(networks, compute, team, table)
+    for network in networks:
+        network.to_empty(device=team.device)
+
+
+def store(network: Network, compute: Compute) -> None:
+    """Set how a network computes and in which dtypes it is stored, in place. Adapters are attached before.
 
     What trains stays float32. What is frozen is stored in bf16 where products are bf16, but for the time path and the
     head.
@@ -27,7 +45,6 @@ def store(network: Network, compute: Compute, device: torch.device) -> None:
         for name, parameter in network.named_parameters():
             if not parameter.requires_grad and not name.startswith(network.wide_parts):
                 parameter.data = parameter.data.bfloat16()
-    network.to(device)
 
 
 def distribute(networks: Iterable[Network], compute: Compute, team: JobTeam, table: nn.Module | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,14 +11,17 @@ from rcm_sidecar.checkpoints.export import Kind, Product, export, export_adapter
 from rcm_sidecar.checkpoints.sources import content_key
 from rcm_sidecar.config import RunConfig
 from rcm_sidecar.data.digits import load_digits_data
-from rcm_sidecar.diffusion.guidance import Network
+from rcm_sidecar.data.label_conditioner import LabelConditioner
+from rcm_sidecar.distributed.tensors import whole
+from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.evaluation import comparison_grid, preview_grids, run_evaluation
 from rcm_sidecar.evaluation.sampling import SampleSource
-from rcm_sidecar.link import JobLink, SampleTicket
+from rcm_sidecar.link import JobCancelled, JobLink, SampleTicket
 from rcm_sidecar.protocol import Export, TrainingStart
 from rcm_sidecar.sample_job import labels_for, sample_grid
-from rcm_sidecar.training.setup import Trained
-from rcm_sidecar.training.shown import Shown, from_cpu, load_whole
+from rcm_sidecar.training.setup import Trained, conditioning
+from rcm_sidecar.training.shared_networks import SharedNetworks
+from rcm_sidecar.training.shown import Shown, average_in_place
 
 Result = TypeVar("Result")
 
@@ -25,8 +29,8 @@ Result = TypeVar("Result")
 class Products:
     """Makes everything from the averaged weights (or the bare ones, `evaluation.network: student`).
 
-    All processes call the methods together: they hand their parts of the weights to the leading one, which does the
-    rest while they wait.
+    All processes call the methods together: the leading one does the work, the others lend it their parts of the
+    networks (`SharedNetworks`).
 
     Args:
         start: The job.
@@ -39,6 +43,11 @@ class Products:
         self._start, self._config, self._trained, self._link = start, config, trained, link
         self._run_dir = Path(start.run_dir)
         self._check = link.requests.raise_if_cancelled_now
+        self._exported: int | None = None
+        velocities = {"shown": trained.learner.velocity}
+        if trained.teacher is not None:
+            velocities["teacher"] = trained.teacher
+        self._shared = SharedNetworks(trained.team, velocities, dict(trained.learner.network.named_parameters()))
 
     @property
     def kind(self) -> Kind:
@@ -50,7 +59,7 @@ class Products:
 
         def draw(shown: Shown) -> None:
             grids = preview_grids(
-                network=self._callable(shown.learner.velocity),
+                network=shown.velocity,
                 sampler=self.kind,
                 condition=shown.condition,
                 config=self._config,
@@ -64,7 +73,10 @@ class Products:
         self._show(draw, averaged=True)
 
     def sample(self, ticket: SampleTicket | None, step: int) -> None:
-        """Answer a request for samples; only the leading process has it."""
+        """Answer a request for samples; only the leading process has it.
+
+        An error in a network that is sharded ends the run, because it can leave the processes out of step.
+        """
 
         def answer(shown: Shown) -> None:
             assert ticket is not None
@@ -72,6 +84,8 @@ class Products:
                 self._draw(shown, ticket, step)
             except Exception as error:
                 ticket.fail(error)
+                if self._trained.team.mesh is not None and not isinstance(error, (SidecarError, JobCancelled)):
+                    raise
                 return
             ticket.done({"step": step, "num": ticket.num})
 
@@ -91,14 +105,16 @@ class Products:
 
         With LoRA they hold merged weights, and one more folder holds the adapters.
         """
-        return self._show(lambda shown: self._export_all(shown, step), averaged=True) or ()
+        exports = self._show(lambda shown: self._export_all(shown, step), averaged=True) or ()
+        self._exported = step
+        return exports
 
     def _export_all(self, shown: Shown, step: int) -> tuple[Export, ...]:
         layouts = list(self._config.checkpoints.export)
         if self.kind == "teacher" and "official" not in layouts:
             layouts.insert(0, "official")
         exports = [Export(layout=layout, path=self._export(shown, step, layout)) for layout in layouts]
-        if shown.learner.adapter is not None:
+        if self._trained.learner.adapter is not None:
             path = "export/lora"
             export_adapters(self._product(shown, step), self._run_dir / path, self._trained.teacher_key)
             exports.append(Export(layout="lora", path=path))
@@ -110,33 +126,40 @@ class Products:
         return path
 
     def _product(self, shown: Shown, step: int) -> Product:
-        learner, run_id = shown.learner, self._start.run_id
-        return Product(self.kind, learner.network, learner.adapter, shown.conditioner, self._config, step, run_id)
+        learner = self._trained.learner
+        return Product(
+            kind=self.kind,
+            network=learner.network,
+            adapter=learner.adapter,
+            conditioner=shown.conditioner,
+            config=self._config,
+            step=step,
+            run_id=self._start.run_id,
+            whole=self._shared.whole,
+        )
 
     def _draw(self, shown: Shown, ticket: SampleTicket, step: int) -> None:
         labels = labels_for(ticket.num, ticket.label, shown.conditioner.num_classes)
-        velocity = self._callable(shown.learner.velocity)
         source = SampleSource(
             self._config,
             shown.condition,
             self._trained.data.latent_shape,
-            shown.learner.network.spec.time_scale,
+            self._trained.learner.network.spec.time_scale,
             self._check,
         )
         if self.kind == "student":
-            drawn = source.student(velocity, labels, ticket.steps, ticket.seed)
+            drawn = source.student(shown.velocity, labels, ticket.steps, ticket.seed)
         else:
             guidance = self._config.teacher.guidance
-            drawn = source.teacher(velocity, labels, ticket.steps, guidance, ticket.seed)
+            drawn = source.teacher(shown.velocity, labels, ticket.steps, guidance, ticket.seed)
         data = load_digits_data()
         self._link.sample(sample_grid(drawn.latents, labels, data.mean, data.std, ticket.steps, step))
 
     def _judge(self, shown: Shown, step: int) -> None:
-        plan = self._start.plan
-        velocity = self._callable(shown.learner.velocity)
+        plan, key = self._start.plan, self._teacher_key(step)
         networks = {
-            "student": None if shown.teacher is None else velocity,
-            "teacher": velocity if shown.teacher is None else self._callable(shown.teacher),
+            "student": None if shown.teacher is None else shown.velocity,
+            "teacher": shown.velocity if shown.teacher is None else shown.teacher,
         }
         body = run_evaluation(
             plan,
@@ -144,8 +167,8 @@ class Products:
             condition=shown.condition,
             data=load_digits_data(),
             config=self._config,
-            cache_dir=Path(self._start.cache_dir),
-            teacher_key=self._trained.teacher_key or self._key_of(shown, step),
+            cache_dir=None if key is None else Path(self._start.cache_dir),
+            teacher_key=key or "",
             check_cancelled=self._check,
             **networks,
         )
@@ -160,19 +183,25 @@ class Products:
         )
         self._link.sample(grid)
 
-    def _key_of(self, shown: Shown, step: int) -> str:
-        """Content hash of the teacher in training, as that of its export."""
-        folder = self._run_dir / "export" / "official"
-        if not folder.is_dir():
-            self._export(shown, step, "official")
-        return content_key(folder)
+    def _teacher_key(self, step: int) -> str | None:
+        """Content hash by which samples of the teacher are kept; None for one in training, unless it was exported now.
 
-    def _callable(self, network: Network) -> Network:
-        return from_cpu(network, self._trained.team.device)
+        The teacher that a pretraining ends with is found again by those who distil it.
+        """
+        if self._trained.teacher is not None:
+            return self._trained.teacher_key
+        is_export = self._exported == step and self._start.plan.network == "ema"
+        return content_key(self._run_dir / "export" / "official") if is_export else None
 
     def _show(self, work: Callable[[Shown], Result], averaged: bool) -> Result | None:
-        """Let the leading process work with the current weights while the others wait; its result, None elsewhere."""
-        role = self._trained.shown
-        shown = self._trained.display
-        load_whole(shown, role.emas[0].weights if averaged and role.emas else role.parameters)
-        return self._trained.team.alone(lambda: None if shown is None else work(shown))
+        """Let the leading process work with the current weights; its result, None on other processes."""
+        trained, shared = self._trained, self._shared
+        with average_in_place(trained.shown) if averaged and trained.shown.emas else nullcontext():
+            table = LabelConditioner.of(whole(trained.conditioner.table).cpu())
+            shown = Shown(
+                velocity=shared.velocity("shown"),
+                teacher=None if trained.teacher is None else shared.velocity("teacher"),
+                conditioner=table,
+                condition=conditioning(table, self._config.teacher.negative),
+            )
+            return shared.lead(lambda: work(shown))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rcm_sidecar.checkpoints.sources import content_key, folder_of, load_frozen, load_table, locate
+from rcm_sidecar.checkpoints.sources import build_frozen, content_key, folder_of, load_table, locate
 from rcm_sidecar.config import AdamW as AdamWSettings
 from rcm_sidecar.config import ConstantEma, PowerEma, RunConfig
 from rcm_sidecar.config import Ema as EmaSettings
@@ -20,15 +20,16 @@ from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods.rcm import MethodSchedule, updates_after
 from rcm_sidecar.networks import Network, build
+from rcm_sidecar.networks.inputs import Role as AdapterRole
 from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
-from rcm_sidecar.training.learner import Learner, start_learners, starts
+from rcm_sidecar.training.learner import Learner, start_networks, starts
 from rcm_sidecar.training.optimizer import AdamW
 from rcm_sidecar.training.phases import DistillationPlan, Networks, method_schedule
-from rcm_sidecar.training.placement import announcer, distribute, store
+from rcm_sidecar.training.placement import announcer, place
 from rcm_sidecar.training.pretrain import PretrainingPlan
 from rcm_sidecar.training.randomness import generator
 from rcm_sidecar.training.schedule import learning_rate
-from rcm_sidecar.training.shown import CONDITIONER, Shown, frozen_copy
+from rcm_sidecar.training.shown import CONDITIONER
 from rcm_sidecar.training.teacher_check import check_guidance, check_roles_equal
 from rcm_sidecar.training.trainer import Role, Trainer
 
@@ -48,7 +49,6 @@ class Trained:
         conditioner: Its label table (learning when pretraining, else frozen).
         condition: Labels to text, and the negative condition.
         teacher: The frozen teacher, None when pretraining. With LoRA it is the base that the other roles share.
-        display: Copies to evaluate and export with; None on all processes but the leading one.
         teacher_key: Content hash of teacher and label table; "" when pretraining.
         data: Training data.
         team: The processes that train together.
@@ -62,7 +62,6 @@ class Trained:
     conditioner: LabelConditioner
     condition: Conditioning
     teacher: Network | None
-    display: Shown | None
     teacher_key: str
     data: TrainingData
     team: JobTeam
@@ -110,16 +109,12 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         ConfigError: E_CONFIG_VALUE, a batch or heads that do not divide.
     """
     path = locate(config.teacher_locator)
-    teacher = load_frozen(config.model, path)
+    teacher = build_frozen(config.model)
     table = load_table(folder_of(path), teacher)
     data = open_training_data(config)
     schedule = method_schedule(config)
-    learners = start_learners(config, teacher, ("student", "critic") if schedule.has_critic else ("student",))
-    networks = list({id(net): net for net in (teacher, *(learner.network for learner in learners.values()))}.values())
-    for network in networks:
-        store(network, config.compute, team.device)
-    display = _display(config, learners["student"], teacher, table, team)
-    distribute(networks, config.compute, team)
+    learns: tuple[AdapterRole, ...] = ("student", "critic") if schedule.has_critic else ("student",)
+    learners = start_networks(config, teacher, path, learns, team)
     condition = conditioning(table.to(team.device), config.teacher.negative)
     velocities = {name: learner.velocity for name, learner in learners.items()}
     if check:
@@ -142,8 +137,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         conditioner=table,
         condition=condition,
         teacher=teacher,
-        display=display,
-        teacher_key=content_key(path),
+        teacher_key=team.tell(content_key(path) if team.leads else None),
         data=data,
         team=team,
     )
@@ -156,17 +150,15 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
         ConfigError: E_CONFIG_VALUE, a batch or heads that do not divide.
     """
     source = generator(config.seed, 0, "pretrain/weights")
-    network = build(config.model.name, generator=source, **config.model.overrides.arguments())
+    network = build(config.model.name, device="meta", **config.model.overrides.arguments())
     table = LabelConditioner(
         NUM_CLASSES, ROWS_PER_LABEL, network.spec.text_dim, generator=generator(config.seed, 0, "pretrain/labels")
     )
     data = open_training_data(config)
     settings = config.pretrain
     learner = Learner(network)
-    store(network, config.compute, team.device)
-    display = _display(config, learner, None, table, team)
-    table.to(team.device)
-    distribute([network], config.compute, team, table)
+    place([network], config.compute, team, table.to(team.device))
+    network.initialise(source)
     labels = {f"{CONDITIONER}{name}": value for name, value in table.named_parameters()}
     parameters = {**learner.parameters, **labels}
     role = make_role("teacher", parameters, settings.optimizer, settings.steps, announcer((network, table), team))
@@ -181,7 +173,6 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
         conditioner=table,
         condition=conditioning(table, config.teacher.negative),
         teacher=None,
-        display=display,
         teacher_key="",
         data=data,
         team=team,
@@ -199,18 +190,6 @@ def _roles(
     }
     roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
     return roles
-
-
-def _display(
-    config: RunConfig, learner: Learner, teacher: Network | None, table: LabelConditioner, team: JobTeam
-) -> Shown | None:
-    """Copies for the leading process; a teacher that is not shared among processes is its own copy."""
-    if not team.leads:
-        return None
-    own, shown = frozen_copy(table), learner.copy()
-    if teacher is not None and team.mesh is not None:
-        teacher = Learner(teacher).copy().network if learner.adapter is None else shown.network
-    return Shown(shown, teacher, own, conditioning(own, config.teacher.negative))
 
 
 def _check_teacher(

@@ -1,19 +1,18 @@
-"""What people see of a run: weights of their own, with the label table and the condition made of it."""
+"""What people see of a run: its weights or their average, with the label table and the condition made of it."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.diffusion.guidance import Network
-from rcm_sidecar.distributed.tensors import whole
+from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.evaluation.sampling import Conditioning
-from rcm_sidecar.training.learner import Learner
+from rcm_sidecar.training.trainer import Role
 
 CONDITIONER = "conditioner."
 """Prefix of the label table's parameters beside those of a network."""
@@ -21,54 +20,38 @@ CONDITIONER = "conditioner."
 
 @dataclass(frozen=True)
 class Shown:
-    """Whole copies on the leading process; made before networks are shared among processes.
+    """What the leading process draws with.
 
     Attributes:
-        learner: Evaluated and exported.
-        teacher: The frozen teacher; None when it is the learner that is pretrained.
-        conditioner: Label table, on the CPU.
+        velocity: Of what is evaluated. Tensors on the CPU, as random numbers are; so for the teacher.
+        teacher: The frozen teacher's; None when it is the teacher that is pretrained.
+        conditioner: Label table, whole, on the CPU.
         condition: Made of it.
     """
 
-    learner: Learner
+    velocity: Network
     teacher: Network | None
     conditioner: LabelConditioner
     condition: Conditioning
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Everything `load_whole` may fill, by name."""
-        table = {f"{CONDITIONER}{name}": value for name, value in self.conditioner.named_parameters()}
-        return {**self.learner.parameters, **table}
 
+@contextmanager
+def average_in_place(role: Role) -> Iterator[None]:
+    """Let a role's parameters hold its first average meanwhile, and the average the parameters; as before afterwards.
 
-def load_whole(shown: Shown | None, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights, sharded or not, into what is shown, one tensor after the other. All processes call it together.
-
-    Args:
-        shown: None on processes that show nothing.
-        weights: Parameters or their average, by name; all of the learner's, those of the table if it trains.
+    Each process exchanges its own parts, so this takes the memory of one tensor. Both are float32: nothing is rounded.
     """
-    targets = {} if shown is None else shown.parameters
-    with torch.no_grad():
-        for name, value in weights.items():
-            everything = whole(value)
-            if shown is not None:
-                targets[name].copy_(everything)
+    _exchange(role)
+    try:
+        yield
+    finally:
+        _exchange(role)
 
 
-def frozen_copy(table: LabelConditioner) -> LabelConditioner:
-    """A label table of its own."""
-    return copy.deepcopy(table).requires_grad_(False)
-
-
-def from_cpu(network: Network, device: torch.device) -> Network:
-    """The network for callers whose tensors are on the CPU, as random numbers are."""
-    if device.type == "cpu":
-        return network
-
-    def call(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        velocity: Tensor = network(x.to(device), t.to(device), text.to(device))
-        return velocity.cpu()
-
-    return call
+@torch.no_grad()
+def _exchange(role: Role) -> None:
+    for name, average in role.emas[0].weights.items():
+        here, there = local(role.parameters[name]), local(average)
+        kept = here.clone()
+        here.copy_(there)
+        there.copy_(kept)

@@ -24,6 +24,7 @@ from rcm_sidecar.networks.lora import is_adapter
 from rcm_sidecar.protocol import PlanRow, PretrainStart, SampleStart
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.setup import Trained, set_up_distillation
+from rcm_sidecar.training.shown import average_in_place
 
 LORA = {"student.lora": {"rank": 3, "alpha": 6.0, "targets": ["attention", "ffn"]}}
 COSMOS = {
@@ -92,16 +93,22 @@ def test_only_adapters_train_and_the_teacher_never_changes_by_a_bit(method: str,
     assert [ema.weights.keys() for ema in trained.shown.emas] == [trained.shown.parameters.keys()]
 
 
-def test_what_is_shown_shares_the_base_and_leaves_the_critic_trainable(changes: dict[str, Any]) -> None:
-    learner = set_up_distillation(tiny_config(changes), check=False).learner
-    shown = learner.copy()
-    for name, parameter in learner.network.named_parameters():
-        own = ".lora.student." in name
-        assert (shown.network.get_parameter(name) is parameter) != own, name
-        assert parameter.requires_grad == is_adapter(name), name
-    for value in shown.parameters.values():
-        value.fill_(1.0)
-    assert all(not torch.equal(value, torch.ones_like(value)) for value in learner.parameters.values())
+def test_what_is_shown_has_the_average_and_training_finds_everything_as_it_was(changes: dict[str, Any]) -> None:
+    trained = set_up_distillation(tiny_config(changes), check=False)
+    for _ in range(3):
+        trained.trainer.run_step()
+    role, average = trained.shown, trained.shown.emas[0].weights
+    everything = {"network": dict(trained.learner.network.named_parameters()), "average": average}
+    before = {(part, name): v.detach().clone() for part, named in everything.items() for name, v in named.items()}
+    with pytest.raises(KeyError), average_in_place(role):
+        for name, parameter in trained.learner.network.named_parameters():
+            wanted = before["average" if name in average else "network", name]
+            assert torch.equal(parameter, wanted), name
+        assert not torch.equal(role.parameters[name := next(iter(average))], before["network", name])
+        raise KeyError("what happens meanwhile")
+    for (part, name), value in before.items():
+        assert torch.equal(everything[part][name], value), (part, name)
+    assert all(p.requires_grad == is_adapter(name) for name, p in everything["network"].items())
 
 
 def test_checkpoints_and_exports(changes: dict[str, Any], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from training.tiny_run import tiny_config
 from rcm_sidecar.data.training_data import TensorData
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.distributed.mesh import build_mesh, parallel_sizes
-from rcm_sidecar.distributed.tensors import local, whole
+from rcm_sidecar.distributed.tensors import fill, local, whole
 from rcm_sidecar.link import Cancel, JobCancelled
 from rcm_sidecar.training import setup
 
@@ -21,15 +21,15 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ["attention", "ffn"]}
 
 def double_precision():
     """Everything that `setup` loads becomes float64; LoRA's zeros become numbers, so that every gradient is seen."""
-    load_frozen, load_table = setup.load_frozen, setup.load_table
-    open_data, start_learners = setup.open_training_data, setup.start_learners
+    build_frozen, load_table = setup.build_frozen, setup.load_table
+    open_data, start_networks = setup.open_training_data, setup.start_networks
 
-    def randomised(config, teacher, roles):
-        learners = start_learners(config, teacher, roles)
+    def randomised(config, teacher, *arguments):
+        learners = start_networks(config, teacher, *arguments)
         source = torch.Generator().manual_seed(4)
         for name, parameter in teacher.named_parameters():
             if name.endswith(".up"):
-                parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+                fill(parameter, 0.1 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
         return learners
 
     def data(config):
@@ -37,9 +37,9 @@ def double_precision():
         batch = held.batch(0, held.size, 0)
         return TensorData(batch.latents.double(), batch.labels)
 
-    setup.load_frozen = lambda *arguments: load_frozen(*arguments).double()
+    setup.build_frozen = lambda *arguments: build_frozen(*arguments).double()
     setup.load_table = lambda *arguments: load_table(*arguments).double()
-    setup.open_training_data, setup.start_learners = data, randomised
+    setup.open_training_data, setup.start_networks = data, randomised
 
 
 def run(changes, team):
