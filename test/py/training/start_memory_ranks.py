@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from training.start_ranks import settings
+from training.small_starts import settings
 
 from rcm_sidecar.checkpoints import save_network
 from rcm_sidecar.checkpoints.reading import open_weights
