@@ -263,6 +263,21 @@ def test_pretrain_evaluates_its_teacher(tmp_path: Path) -> None:
     assert {phase for _, phase, _ in link.metric_values()} == {"teacher"}
 
 
+def test_samples_of_a_teacher_in_training_are_not_taken_for_those_of_a_later_step(tmp_path: Path) -> None:
+    """Only those of the exported teacher are kept; an evaluation on the way leaves no export either."""
+    rows = (PlanRow(sampler="teacher", steps=1, guidance=1.0),)
+    seen = []
+
+    def on_record(record: Recorded) -> None:
+        if record.type == "evaluation":
+            seen.append((record.body.step, (tmp_path / "export").exists(), (tmp_path / "cache").exists()))
+
+    link = RecordingLink(on_record)
+    changes = {"pretrain.steps": 3, "checkpoints.export": [], "evaluation.everySteps": 1}
+    run(start(tmp_path, changes, job=PretrainStart, rows=rows), link)
+    assert seen == [(1, False, False), (2, False, False), (3, True, True)]
+
+
 def test_a_teacher_with_wrong_keys_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
     overrides = {**NETWORK, "numLayers": 2}
     changes = {"teacher.weights": str(tiny_teacher), "model.overrides": overrides}

@@ -46,7 +46,7 @@ class Asking(RecordingLink):
             self.requests.pause(True)
         if record.type == "paused":
             self.requests.add_checkpoint(Ticket(self.answers.append, "asked"))
-            self.requests.add_sample(SampleTicket(self.answers.append, RunSample(steps=2, num=4, seed=1, label=None)))
+            self.requests.add_sample(SampleTicket(self.answers.append, RunSample(steps=2, num=3, seed=1, label=None)))
         if record.type == "sample" and record.body.kind == "request":
             self.requests.pause(False)
 
@@ -59,7 +59,7 @@ def test_two_processes_serve_requests_and_make_what_one_makes(tiny_teacher: Path
 
     assert (end.state, end.step, end.checkpoint) == ("succeeded", 5, "checkpoints/step-00000005")
     assert link.of_type("paused") == [2] and link.of_type("continued") == [2]
-    assert link.answers[0]["path"] == "checkpoints/step-00000002" and link.answers[1] == {"step": 2, "num": 4}
+    assert link.answers[0]["path"] == "checkpoints/step-00000002" and link.answers[1] == {"step": 2, "num": 3}
     assert [body.step for body in link.of_type("checkpoint")] == [2, 4, 5]
     assert [grid.kind for grid in link.of_type("sample")] == ["request", "preview", "evaluation"]
     assert len(link.of_type("evaluation")[0].rows) == len(ROWS)
