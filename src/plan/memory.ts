@@ -6,7 +6,7 @@
  * fullest moment (the feed-forward layers), is counted in units from the networks' code.
  */
 import type { RcmConfig } from '../config/types.ts';
-import { accumulation, holders, type Layout, worldOf } from './layout.ts';
+import { accumulation, holders, type Layout } from './layout.ts';
 import {
   adapterParameters,
   type Checkpointing,
@@ -100,23 +100,33 @@ function fixedBytes(
     shape.lora === null
       ? { teacher: frozen, student: trained, ...critic }
       : { base: frozen, student: trained, ...critic };
-  return {
-    weights,
-    averages: config.student.ema.length * trained,
-    optimizer: config.compute.offload === 'none' ? optimizerBytes(config, shape) / parts : 0,
-  };
+  const resting = restingBytes(config, shape);
+  if (config.compute.offload === 'none') {
+    return { weights, averages: resting.averages / parts, optimizer: resting.moments / parts };
+  }
+  const visitors = Object.keys(critic).length + 1 + config.student.ema.length;
+  return { weights, averages: 0, optimizer: visitors * slots * bucketBytes(shape, layout) };
 }
 
-/** Moments of all optimizers, whole: two a parameter, or one when betas[0] is 0. */
-function optimizerBytes({ method, student, critic }: RcmConfig, shape: NetworkShape): number {
+/** Moments of all optimizers, two a parameter or one when betas[0] is 0, and averages; whole, float32. */
+function restingBytes({ method, student, critic }: RcmConfig, shape: NetworkShape) {
   const owners = hasCritic(method) ? [student, critic] : [student];
-  const kept = owners.map(({ optimizer }) => (keepsFirstMoment(optimizer) ? 2 : 1));
-  return kept.reduce((sum, moments) => sum + moments * float32 * trainedParameters(shape), 0);
+  const kept = owners.reduce((sum, { optimizer }) => sum + (keepsFirstMoment(optimizer) ? 2 : 1), 0);
+  const one = float32 * trainedParameters(shape);
+  return { moments: kept * one, averages: student.ema.length * one };
 }
 
 function offloadedBytes(config: RcmConfig, shape: NetworkShape, layout: Layout): number {
   if (config.compute.offload === 'none') return 0;
-  return (optimizerBytes(config, shape) / holders(layout)) * Math.min(layout.gpusPerNode, worldOf(layout));
+  const { moments, averages } = restingBytes(config, shape);
+  return ((moments + averages) / holders(layout)) * layout.gpusPerNode;
+}
+
+/** What visits the GPU at a time with `compute.offload`: py/rcm_sidecar/training/offload.py. */
+const slots = 3;
+function bucketBytes({ linears, dim }: NetworkShape, layout: Layout): number {
+  const largest = Math.max(6 * dim * dim, ...linears.map(({ from, to }) => from * to));
+  return float32 * Math.max(2 ** 24, largest / holders(layout));
 }
 
 /** The moments at which memory can be fullest. */
@@ -133,8 +143,14 @@ function momentsOf(config: RcmConfig, shape: NetworkShape, layout: Layout): read
       working: branches * parts.plain,
       buffers: parts.gathered,
     },
-    // The step's direction: the root of the second moment, of all parameters at once.
-    { when: 'optimizer', gradients: parts.gradients, activations: 0, working: parts.gradients, buffers: 0 },
+    // The root of the second moment: of all parameters at once, or of those that visit.
+    {
+      when: 'optimizer',
+      gradients: parts.gradients,
+      activations: 0,
+      working: compute.offload === 'none' ? parts.gradients : bucketBytes(shape, layout),
+      buffers: 0,
+    },
   ];
   if (method !== 'dmd') moments.push(...lossMoments('consistency loss', parts, again, method !== 'dcm'));
   if (hasCritic(method)) moments.push(...lossMoments('DMD loss', parts, again || method === 'rcm', false));

@@ -57,7 +57,7 @@ const gatheredBytes = { trained: 10, frozen: 8, gradient: 18 } as const;
 const updatePasses = { plain: 18, firstMoment: 3, clip: 2, average: 3 } as const;
 /** A normal number on one CPU thread; machines differ by a factor of two. */
 const drawSeconds = 10e-9;
-/** Main memory to GPU and back, bytes/s. */
+/** Main memory to GPU, and back at the same time, bytes/s; PCIe 4, not measured. */
 const hostLinkBytes = 25e9;
 
 /** Everything a call's time depends on. */
@@ -281,6 +281,7 @@ function updateSeconds({ config, shape, layout, gpu }: Setting): number {
     (optimizer.clipNorm === null ? 0 : updatePasses.clip) +
     ema.length * updatePasses.average;
   const bytes = (4 * trainedParameters(shape)) / holders(layout);
-  const offloaded = config.compute.offload === 'none' ? 0 : (2 * bytes) / hostLinkBytes;
+  const visiting = (keepsFirstMoment(optimizer) ? 2 : 1) + ema.length;
+  const offloaded = config.compute.offload === 'none' ? 0 : (visiting * bytes) / hostLinkBytes;
   return (passes * bytes) / (gpu.copyBytes * 0.92) + offloaded;
 }
