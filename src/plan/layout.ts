@@ -35,6 +35,23 @@ export function layoutOf({ compute, schedule }: RcmConfig): Layout {
   return { gpusPerNode, nodes, shard, context, batchSize, microBatch };
 }
 
+/** The keys of a config that have to change for a layout, as `--set` takes them. */
+export function keysOf(config: RcmConfig, layout: Layout): Readonly<Record<string, unknown>> {
+  const { compute, schedule } = config;
+  const share = layout.batchSize / dataRanks(layout);
+  const microBatch = schedule.microBatchSize === 'auto' ? share : schedule.microBatchSize;
+  const keys: Readonly<Record<string, readonly [before: number, after: number]>> = {
+    'compute.gpusPerNode': [compute.gpusPerNode, layout.gpusPerNode],
+    'compute.nodes': [compute.nodes, layout.nodes],
+    'compute.parallel.shard': [compute.parallel.shard, layout.shard],
+    'compute.parallel.context': [compute.parallel.context, layout.context],
+    'schedule.batchSize': [schedule.batchSize, layout.batchSize],
+    'schedule.microBatchSize': [microBatch, layout.microBatch],
+  };
+  const changed = Object.entries(keys).filter(([, [before, after]]) => before !== after);
+  return Object.fromEntries(changed.map(([key, [, after]]) => [key, after]));
+}
+
 /** The config with a layout written into it. */
 export function withLayout(config: RcmConfig, layout: Layout): RcmConfig {
   const { gpusPerNode, nodes, shard, context, batchSize, microBatch } = layout;

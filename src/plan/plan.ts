@@ -2,7 +2,7 @@
 import { sampleFacts } from '../config/sizes.ts';
 import type { RcmConfig } from '../config/types.ts';
 import { type DataNeeds, dataNeeds } from './data-needs.ts';
-import { type Layout, layoutOf, layoutOn, replicas, withLayout, worldOf } from './layout.ts';
+import { keysOf, type Layout, layoutOf, layoutOn, replicas, withLayout, worldOf } from './layout.ts';
 import type { Machine } from './machines.ts';
 import { type Memory, memoryOf } from './memory.ts';
 import { type Change, changesThatFit, fewestGpus, largestBatch, largestFrames } from './search.ts';
@@ -69,23 +69,23 @@ export function makePlan(config: RcmConfig, machine: Machine | null): Plan {
     parameters,
     tokens,
     layout: { ...layout, replicate: replicas(layout) },
-    changed: changedKeys(asked, layout),
+    changed: keysOf(config, layout),
     memory,
     fits: machine === null || memory === null || memory.needed <= machine.gpu.memoryBytes,
     updates: updatesOf(config),
     data: dataNeeds(run, layout, machine?.gpu ?? null),
-    ...(machine ? onMachine(run, layout, machine) : nowhere),
+    ...(machine ? onMachine(config, run, layout, machine) : nowhere),
   };
-  const changes = machine && !facts.fits ? changesThatFit(run, layout, machine) : [];
+  const changes = machine && !facts.fits ? changesThatFit(config, layout, machine) : [];
   const plan = { ...facts, changes };
   return { ...plan, summary: summaryOf(plan), text: planText(plan) };
 }
 
 const nowhere = { machine: null, fewest: null, largestBatch: null, largestFrames: null, time: null } as const;
 
-function onMachine(config: RcmConfig, layout: Layout, machine: Machine) {
+function onMachine(asked: RcmConfig, config: RcmConfig, layout: Layout, machine: Machine) {
   const { gpu, gpusPerNode, nodes } = machine;
-  const fewest = fewestGpus(config, gpu.memoryBytes);
+  const fewest = fewestGpus(asked, gpu.memoryBytes);
   const { name, title, memoryBytes, measured } = gpu;
   return {
     machine: { gpu: name, title, memoryBytes, gpusPerNode, nodes, measured },
@@ -100,18 +100,6 @@ function onMachine(config: RcmConfig, layout: Layout, machine: Machine) {
 function placed(asked: Layout, { gpusPerNode, nodes }: Machine): Layout {
   if (gpusPerNode === asked.gpusPerNode && nodes === asked.nodes) return asked;
   return layoutOn(asked, gpusPerNode, nodes);
-}
-
-function changedKeys(asked: Layout, layout: Layout): Readonly<Record<string, unknown>> {
-  const keys = {
-    'compute.gpusPerNode': 'gpusPerNode',
-    'compute.nodes': 'nodes',
-    'compute.parallel.shard': 'shard',
-    'compute.parallel.context': 'context',
-    'schedule.batchSize': 'batchSize',
-  } as const;
-  const changed = Object.entries(keys).filter(([, key]) => asked[key] !== layout[key]);
-  return Object.fromEntries(changed.map(([name, key]) => [name, layout[key]]));
 }
 
 function hoursOf(config: RcmConfig, layout: Layout, time: RunTime): RunTime & Hours {

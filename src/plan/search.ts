@@ -2,7 +2,7 @@
 import type { RcmConfig } from '../config/types.ts';
 import { legalSizes, strideOf } from '../models/latent.ts';
 import { sizedNetwork } from '../models/registry.ts';
-import { dataRanks, type Layout, layoutOf, layoutOn, withBatch, withLayout, worldOf } from './layout.ts';
+import { dataRanks, keysOf, type Layout, layoutOf, layoutOn, withBatch, worldOf } from './layout.ts';
 import type { Machine } from './machines.ts';
 import { memoryOf } from './memory.ts';
 
@@ -127,22 +127,17 @@ function sharedSamples(config: RcmConfig, layout: Layout): Layout {
 
 /** The keys in which a config with a layout differs from what was asked for. */
 function changeTo(asked: RcmConfig, config: RcmConfig, layout: Layout): Change {
-  const wanted = withLayout(config, layout);
-  const before = layoutOf(asked);
-  const keys: Readonly<Record<string, readonly [before: unknown, after: unknown]>> = {
-    'compute.gpusPerNode': [before.gpusPerNode, layout.gpusPerNode],
-    'compute.nodes': [before.nodes, layout.nodes],
-    'compute.parallel.shard': [before.shard, layout.shard],
-    'compute.parallel.context': [before.context, layout.context],
-    'schedule.batchSize': [before.batchSize, layout.batchSize],
-    'schedule.microBatchSize': [before.microBatch, layout.microBatch],
-    'compute.activationCheckpointing': [asked.compute.activationCheckpointing, wanted.compute.activationCheckpointing],
-    'compute.offload': [asked.compute.offload, wanted.compute.offload],
-    'student.lora': [asked.student.lora, wanted.student.lora],
-  };
-  const changed = Object.entries(keys).filter(([, [old, now]]) => JSON.stringify(old) !== JSON.stringify(now));
+  const { activationCheckpointing, offload } = config.compute;
+  const { lora } = config.student;
   return {
-    set: Object.fromEntries(changed.map(([key, [, now]]) => [key, now])),
-    needed: memoryOf(wanted, layout).needed,
+    set: {
+      ...keysOf(asked, layout),
+      ...(activationCheckpointing === asked.compute.activationCheckpointing
+        ? {}
+        : { 'compute.activationCheckpointing': activationCheckpointing }),
+      ...(offload === asked.compute.offload ? {} : { 'compute.offload': offload }),
+      ...(lora === asked.student.lora ? {} : { 'student.lora': lora }),
+    },
+    needed: memoryOf(config, layout).needed,
   };
 }

@@ -39,7 +39,7 @@ function where({ machine, layout }: Facts): string {
 
 function changedLines({ changed }: Facts): readonly string[] {
   const entries = Object.entries(changed);
-  return entries.length === 0 ? [] : [`with ${entries.map(([key, value]) => `${key}=${value}`).join(', ')}`];
+  return entries.length === 0 ? [] : [`with${settings(changed)}`];
 }
 
 const row = (name: string, value: string): string => `${name.padEnd(24)}${value}`;
@@ -96,7 +96,10 @@ function timeLines({ time, updates, machine, layout }: Facts): readonly string[]
 
 function dataLines({ data }: Facts): readonly string[] {
   const { drawn, sampleBytes, buildHoursPerThousand, checkpointBytes, checkpointsKept, exportBytes } = data;
-  const build = buildHoursPerThousand === null ? '' : `, built in ${count(buildHoursPerThousand)} GPU-hours a thousand`;
+  const build =
+    buildHoursPerThousand === null
+      ? ''
+      : `, built by this network in ${count(buildHoursPerThousand)} GPU-hours a thousand`;
   return [
     '',
     row('samples drawn', `${count(drawn)}; ${gigabytes(1000 * sampleBytes)} GB a thousand on disk${build}`),

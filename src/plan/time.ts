@@ -49,8 +49,16 @@ export interface RunTime {
 const hostSeconds = { value: 96.5e-3 / 28, dual: 170e-3 / 28, backward: 5e-3, fsdp: 0.5e-3 } as const;
 const hostFactor = { recorded: 1.25, adapted: 1.9 } as const;
 
-/** Backward of the elementwise kernels, bias gradients included, over their forward (60 ms over 23 for Wan2.1 1.3B). */
-const elementwiseBackward = 2.6;
+/**
+ * Backward of the elementwise kernels over their forward: 40 ms over 23 for Wan2.1 1.3B, and 60 with the bias gradients,
+ * which frozen weights do not have.
+ */
+const elementwiseBackward = { trained: 2.6, frozen: 1.75 } as const;
+/**
+ * Passes over the results of the layers with adapters: two thin products, a multiple, a sum, and what backward reads and
+ * writes. Counted from the code, not measured.
+ */
+const adapterPasses = { forward: 7, backward: 9 } as const;
 /** Bytes a parameter moves within the GPU: cast and copied when gathered, its gradient cast, copied and added. */
 const gatheredBytes = { trained: 10, frozen: 8, gradient: 18 } as const;
 /** float32 tensors that an update reads and writes; with a first moment, clipping, and for each average. */
@@ -168,6 +176,7 @@ function teacher(setting: Setting): number {
   const call = {
     flops: callFlops(setting.shape, 'value', false),
     elementwise: 1,
+    adapters: 0,
     exchanged: 4,
     gathered: 'frozen',
   } as const;
@@ -182,6 +191,7 @@ function value(setting: Setting): number {
   return callSeconds(setting, {
     flops: callFlops(setting.shape, 'value', adapted),
     elementwise: 1,
+    adapters: adapted ? adapterPasses.forward : 0,
     exchanged: 4,
     gathered: adapted ? 'frozen' : 'trained',
     host: hostOf(setting, 'value', adapted, 1),
@@ -195,6 +205,7 @@ function recorded(setting: Setting, kind: 'value' | 'dual'): number {
   return callSeconds(setting, {
     flops: callFlops(setting.shape, kind, adapted),
     elementwise: doubled,
+    adapters: adapted ? doubled * adapterPasses.forward : 0,
     exchanged: 4 * doubled,
     gathered: adapted ? 'frozen' : 'trained',
     host: hostOf(setting, kind, adapted, hostFactor.recorded),
@@ -208,7 +219,8 @@ function backward(setting: Setting): number {
   const adaptedFactor = adapted ? hostFactor.adapted : 1;
   return callSeconds(setting, {
     flops: backwardFlops(setting.shape, mode),
-    elementwise: elementwiseBackward + again,
+    elementwise: elementwiseBackward[adapted ? 'frozen' : 'trained'] + again,
+    adapters: adapted ? adapterPasses.backward + again * adapterPasses.forward : 0,
     exchanged: 8 + (mode === 'block' ? 4 : 0),
     gathered: adapted ? 'frozen' : 'trained',
     gradients: true,
@@ -226,6 +238,8 @@ interface Call {
   readonly flops: CallFlops;
   /** Elementwise work over that of a value's forward. */
   readonly elementwise: number;
+  /** Passes over the results of the layers with adapters. */
+  readonly adapters: number;
   /** Activations that each block exchanges in Ulysses. */
   readonly exchanged: number;
   readonly gathered: 'trained' | 'frozen';
@@ -238,7 +252,7 @@ function callSeconds(setting: Setting, call: Call): number {
   const { shape, layout, gpu, tokenLink } = setting;
   const share = layout.microBatch / layout.context;
   const unit = unitBytes(shape, layout);
-  const elementwise = shape.layers * call.elementwise * elementwiseUnits(shape) * unit;
+  const elementwise = shape.layers * elementwiseUnits(shape, call) * unit;
   const moved = movedBytes(setting, call);
   const device =
     share * flopSeconds(call.flops, gpu) + (elementwise / gpu.shares.elementwise + moved.inside) / gpu.copyBytes;
@@ -246,10 +260,10 @@ function callSeconds(setting: Setting, call: Call): number {
   return Math.max(device, call.host, moved.seconds) + exchanged / tokenLink;
 }
 
-/** Activations that a block's elementwise kernels read and write in a value's forward; adapters add theirs. */
-function elementwiseUnits({ dim, hidden, lora }: NetworkShape): number {
+/** Activations that a block's elementwise kernels read and write in a call, with the adapters' passes. */
+function elementwiseUnits({ dim, hidden, lora }: NetworkShape, { elementwise, adapters }: Call): number {
   const wide = (lora?.layers ?? []).filter(({ rows }) => rows === 'tokens').reduce((sum, { to }) => sum + to, 0);
-  return 19 + 2 * hidden + (5 * wide) / dim;
+  return elementwise * (19 + 2 * hidden) + (adapters * wide) / dim;
 }
 
 const flopSeconds = (flops: CallFlops, { matmulFlops, shares }: Gpu): number =>
