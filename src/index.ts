@@ -21,10 +21,12 @@ export type { Gate, JudgedGate } from './evaluation/gates.ts';
 export type { Scorecard } from './evaluation/scorecard.ts';
 export type { Logger } from './logging/logger.ts';
 export { eventLine } from './logging/ndjson.ts';
+export type { GpuName } from './plan/machines.ts';
+export type { Plan } from './plan/plan.ts';
 export type { LayoutName, WeightsInspection } from './protocol/messages.ts';
 export { type Bridge, createBridge } from './runs/bridge.ts';
 export type { CheckOptions, ConfigCheck } from './runs/check-config.ts';
-export type { RunPlan } from './runs/dry-run.ts';
+export type { DryRun } from './runs/dry-run.ts';
 export type { EventsOptions } from './runs/event-stream.ts';
 export type {
   Activity,
@@ -44,6 +46,7 @@ export type {
 } from './runs/events.ts';
 export type { CancelOptions, RunDescription, RunHandle, RunResult, SampleRequest } from './runs/handle.ts';
 export type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './runs/options.ts';
+export type { PlanOptions } from './runs/plan-run.ts';
 export type { EndState, RunErrorRecord, RunProgress, RunRecord, RunState } from './runs/record.ts';
 export type { ComparedWeights, WeightsProblem } from './weights/compare.ts';
 export type { FetchOptions, FetchPlan, FetchResult } from './weights/fetch.ts';

@@ -9,7 +9,7 @@ import {
   strideOf,
   tokensOf,
 } from '../models/latent.ts';
-import type { Extent } from '../models/network.ts';
+import { type Extent, narrowest } from '../models/network.ts';
 import { networkNamed, type SizedNetwork, sizedNetwork } from '../models/registry.ts';
 import { type Conflict, conflict } from './conflict.ts';
 import type { RcmConfig } from './types.ts';
@@ -143,7 +143,8 @@ function textConflicts({ model }: RcmConfig, { family, sizes }: SizedNetwork): r
 
 function loraConflicts({ student: { lora } }: RcmConfig, { family, sizes }: SizedNetwork): readonly Conflict[] {
   if (lora === null) return [];
-  const most = Math.min(...lora.targets.map(target => family.narrowest(sizes, target)));
+  const layers = family.linears(sizes);
+  const most = Math.min(...lora.targets.map(target => narrowest(layers, target)));
   if (lora.rank <= most) return [];
   const text = `is ${lora.rank}, more than the narrowest side of the layers it adapts, ${most}`;
   return [conflict('student.lora.rank', text, `Use at most ${most}.`)];

@@ -84,6 +84,11 @@ export const errorCodes = {
     summary: 'The config asks for a GPU that this machine or this torch does not have.',
     fix: 'Set `compute.device` to cpu, or install a torch build for your GPU.',
   },
+  E_GPU_MEMORY: {
+    exitCode: 3,
+    summary: 'A run needs more memory than its GPUs have.',
+    fix: 'Use what `rcm-bridge plan` says, or start it anyway with `--ignore-plan`.',
+  },
   E_HUB_ACCESS: {
     exitCode: 3,
     summary: 'The hub does not let this machine read a repository: it is gated or private.',

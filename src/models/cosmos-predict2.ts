@@ -3,10 +3,13 @@
  * py/rcm_sidecar/networks/cosmos_predict2.py builds it.
  */
 import {
+  attentionLayers,
   type Extent,
   type Family,
+  feedForwardLayers,
   headProblems,
   type Network,
+  type ParameterCounts,
   product,
   type SizeProblem,
   type Sizes,
@@ -30,8 +33,11 @@ const family: Family<CosmosSizes> = {
   maxLatent: () => [128, 240, 240],
   problems: sizes => [...headProblems(sizes), ...patchProblems(sizes), ...ratioProblems(sizes)],
   parameters,
-  narrowest: ({ dim, textDim, mlpRatio }, target) =>
-    Math.min(dim, target === 'attention' ? textDim : roundHalfEven(dim * mlpRatio)),
+  linears: ({ dim, textDim, mlpRatio }) => [
+    ...attentionLayers(dim, textDim),
+    ...feedForwardLayers(dim, roundHalfEven(dim * mlpRatio)),
+  ],
+  gatedBranches: 3,
 };
 
 function patchProblems({ patchSize: [frames, rows, columns] }: CosmosSizes): readonly SizeProblem[] {
@@ -53,8 +59,8 @@ function ratioProblems({ dim, mlpRatio }: CosmosSizes): readonly SizeProblem[] {
 }
 
 /** Section 4.1, for any sizes. No layer has a bias; the padding mask is one more channel in. */
-function parameters(sizes: CosmosSizes): number {
-  const { dim, numHeads, numLayers, textDim, inDim, outDim, adalnLoraDim } = sizes;
+function parameters(sizes: CosmosSizes): ParameterCounts {
+  const { dim, numHeads, textDim, inDim, outDim, adalnLoraDim } = sizes;
   const cells = product(sizes.patchSize);
   const hidden = roundHalfEven(dim * sizes.mlpRatio);
   const headNorms = 4 * (dim / numHeads);
@@ -62,7 +68,8 @@ function parameters(sizes: CosmosSizes): number {
   const attention = 4 * dim * dim + 2 * dim * dim + 2 * dim * textDim;
   const block = attention + headNorms + 2 * dim * hidden + 3 * modulation(3);
   const time = dim * dim + 3 * dim * dim + dim;
-  return numLayers * block + dim * (inDim + 1) * cells + time + dim * cells * outDim + modulation(2);
+  const head = dim * cells * outDim + modulation(2);
+  return { block, wide: time + head, rest: dim * (inDim + 1) * cells };
 }
 
 /** As Python's `round`, which makes the layer. */

@@ -45,9 +45,26 @@ export interface Family<S extends Sizes = Sizes> {
   maxLatent(sizes: S): Extent;
   /** Sizes that fit no network, as sentences; the same rules as E_NETWORK_SIZE in Python. */
   problems(sizes: S): readonly SizeProblem[];
-  parameters(sizes: S): number;
-  /** Smallest side of the linear layers of a block that a LoRA target names: no rank is larger. */
-  narrowest(sizes: S, target: LoraTarget): number;
+  /** Numbers of parameters: of one block, of the parts that stay float32 (time path and head), of the rest. */
+  parameters(sizes: S): ParameterCounts;
+  /** The linear layers of a block over tokens or text rows; all of them can have adapters. */
+  linears(sizes: S): readonly LinearLayer[];
+  /** Branches of a block (attention, text attention, feed-forward) that a gate scales. */
+  readonly gatedBranches: number;
+}
+
+export interface ParameterCounts {
+  readonly block: number;
+  readonly wide: number;
+  readonly rest: number;
+}
+
+export interface LinearLayer {
+  readonly from: number;
+  readonly to: number;
+  readonly target: LoraTarget;
+  /** What a row of its input is. */
+  readonly rows: 'tokens' | 'text';
 }
 
 export type LoraTarget = 'attention' | 'ffn';
@@ -67,6 +84,35 @@ export interface Network<S extends Sizes = Sizes> {
   /** null: weights of this one are not published. */
   readonly release: Release | null;
 }
+
+/** All parameters of a network with these sizes. */
+export function totalParameters(family: Family, sizes: Sizes): number {
+  const { block, wide, rest } = family.parameters(sizes);
+  return sizes.numLayers * block + wide + rest;
+}
+
+/** Smallest side of the layers that a LoRA target names: no rank is larger. */
+export const narrowest = (layers: readonly LinearLayer[], target: LoraTarget): number =>
+  Math.min(...layers.filter(layer => layer.target === target).flatMap(({ from, to }) => [from, to]));
+
+/** Both attentions of a block: queries and output of `dim`, keys and values of what is attended to. */
+export const attentionLayers = (dim: number, textDim: number): readonly LinearLayer[] => {
+  const layer = (from: number, rows: LinearLayer['rows']): LinearLayer => ({
+    from,
+    to: dim,
+    target: 'attention',
+    rows,
+  });
+  const own = layer(dim, 'tokens');
+  const text = layer(textDim, 'text');
+  return [own, own, own, own, own, own, text, text];
+};
+
+/** Both layers of the feed-forward part. */
+export const feedForwardLayers = (dim: number, hidden: number): readonly LinearLayer[] => [
+  { from: dim, to: hidden, target: 'ffn', rows: 'tokens' },
+  { from: hidden, to: dim, target: 'ffn', rows: 'tokens' },
+];
 
 export const product = (extent: readonly number[]): number => extent.reduce((all, part) => all * part, 1);
 

@@ -1,7 +1,7 @@
 /** Networks by name, for what TypeScript has to know before Python starts. A contract test compares it with Python. */
 import { nearest } from '../nearest.ts';
 import { cosmosPredict2 } from './cosmos-predict2.ts';
-import type { Family, Network, SizeProblem, Sizes } from './network.ts';
+import { type Family, type Network, type SizeProblem, type Sizes, totalParameters } from './network.ts';
 import { wan21 } from './wan2-1.ts';
 
 const networks = { ...wan21, ...cosmosPredict2 };
@@ -60,7 +60,7 @@ export function sizedNetwork(name: NetworkName, overrides: Overrides): Sized {
   const sizes: Sizes = { ...own, ...Object.fromEntries(given) };
   const problems = family.problems(sizes);
   if (problems.length > 0) return { code: 'E_NETWORK_SIZE', problems };
-  return { network: { name, family, sizes, parameters: family.parameters(sizes) } };
+  return { network: { name, family, sizes, parameters: totalParameters(family, sizes) } };
 }
 
 /** Key names that no network has are found by the schema; this one belongs to another family. */

@@ -1,8 +1,11 @@
 /** Wan2.1 text to video: spec sections 1, 5, 6.1 and 8 of wan2.1.md; py/rcm_sidecar/networks/wan2_1.py builds it. */
 import {
+  attentionLayers,
   type Family,
+  feedForwardLayers,
   headProblems,
   type Network,
+  type ParameterCounts,
   product,
   type Release,
   type SizeProblem,
@@ -27,7 +30,9 @@ const family: Family<WanSizes> = {
   maxLatent: ({ patchSize: [frames, rows, columns] }) => [positions * frames, positions * rows, positions * columns],
   problems: sizes => [...headProblems(sizes), ...timeProblems(sizes)],
   parameters,
-  narrowest: ({ dim, ffnDim }, target) => (target === 'attention' ? dim : Math.min(dim, ffnDim)),
+  // Text attention reads the embedded text, as wide as the model.
+  linears: ({ dim, ffnDim }) => [...attentionLayers(dim, dim), ...feedForwardLayers(dim, ffnDim)],
+  gatedBranches: 2,
 };
 
 function timeProblems({ freqDim }: WanSizes): readonly SizeProblem[] {
@@ -37,14 +42,15 @@ function timeProblems({ freqDim }: WanSizes): readonly SizeProblem[] {
 }
 
 /** Spec section 5, for any sizes. */
-function parameters(sizes: WanSizes): number {
-  const { dim, ffnDim, freqDim, textDim, inDim, outDim, numLayers } = sizes;
+function parameters(sizes: WanSizes): ParameterCounts {
+  const { dim, ffnDim, freqDim, textDim, inDim, outDim } = sizes;
   const cells = product(sizes.patchSize);
   const linear = (from: number, to: number) => from * to + to;
   const attention = 4 * linear(dim, dim) + 2 * dim;
   const block = 2 * attention + 2 * dim + 6 * dim + linear(dim, ffnDim) + linear(ffnDim, dim);
-  const embeddings = linear(inDim * cells, dim) + linear(textDim, dim) + linear(freqDim, dim) + 2 * linear(dim, dim);
-  return numLayers * block + embeddings + linear(dim, 6 * dim) + linear(dim, cells * outDim) + 2 * dim;
+  const time = linear(freqDim, dim) + linear(dim, dim) + linear(dim, 6 * dim);
+  const head = linear(dim, cells * outDim) + 2 * dim;
+  return { block, wide: time + head, rest: linear(inDim * cells, dim) + linear(textDim, dim) + linear(dim, dim) };
 }
 
 const shared = {

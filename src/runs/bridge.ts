@@ -6,18 +6,20 @@ import { resolve } from 'node:path';
 import type { RcmConfigInput } from '../config/types.ts';
 import { AbortedError, throwIfAborted } from '../errors/index.ts';
 import { silentLogger } from '../logging/logger.ts';
+import type { Plan } from '../plan/plan.ts';
 import type { WeightsInspection } from '../protocol/messages.ts';
 import type { FetchOptions, FetchResult } from '../weights/fetch.ts';
 import type { ConvertOptions, WeightsConversion, WeightsOptions, WeightsVerification } from '../weights/jobs.ts';
 import type { WeightsList } from '../weights/list.ts';
 import type { CheckOptions, ConfigCheck } from './check-config.ts';
 import type { BridgeContext, Interpreter } from './context.ts';
-import type { RunPlan } from './dry-run.ts';
+import type { DryRun } from './dry-run.ts';
 import type { RunHandle } from './handle.ts';
 import type { Launcher } from './launchers/launcher.ts';
 import { localLauncher } from './launchers/local.ts';
 import type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './options.ts';
 import type { OwnedRun } from './owned-run.ts';
+import type { PlanOptions } from './plan-run.ts';
 import type { Job, RunRecord } from './record.ts';
 
 /** Starts, follows and reports runs. Close it, so that the runs it started end with a checkpoint. */
@@ -31,7 +33,13 @@ export interface Bridge extends AsyncDisposable {
   /** Trains a small teacher by flow matching; otherwise as `distill`. */
   pretrain(config?: string | RcmConfigInput, options?: RunOptions): Promise<RunHandle>;
   /** What `distill` or `pretrain` would do, after all checks that need no sidecar. Creates nothing. */
-  plan(job: Job, config?: string | RcmConfigInput, options?: RunOptions): Promise<RunPlan>;
+  dryRun(job: Job, config?: string | RcmConfigInput, options?: RunOptions): Promise<DryRun>;
+  /**
+   * What a distillation takes: memory by part, time, data, the fewest GPUs, what to change where it does not fit. For
+   * the GPUs of this machine, or for those named. Starts and installs nothing, and needs neither GPU nor weights.
+   * @throws E_CONFIG_*, E_NETWORK_*, E_USAGE, E_ABORTED
+   */
+  plan(config?: string | RcmConfigInput, options?: PlanOptions): Promise<Plan>;
   /**
    * Checks a config, and the headers of the weight files it names against its network. Starts no run, installs and
    * writes nothing; weights that are missing or do not fit are part of the result.
@@ -133,9 +141,16 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
   return {
     distill: (config = defaultConfig, runOptions = {}) => start('distill', config, runOptions),
     pretrain: (config = defaultConfig, runOptions = {}) => start('pretrain', config, runOptions),
-    plan: async (job, config = defaultConfig, runOptions = {}) => {
-      const [{ prepareRun }, { describePlan }] = await Promise.all([import('./start-run.ts'), import('./dry-run.ts')]);
-      return describePlan(context, await prepareRun(context, job, config, runOptions));
+    dryRun: async (job, config = defaultConfig, runOptions = {}) => {
+      const [{ prepareRun }, { describeDryRun }] = await Promise.all([
+        import('./start-run.ts'),
+        import('./dry-run.ts'),
+      ]);
+      return describeDryRun(context, await prepareRun(context, job, config, runOptions));
+    },
+    plan: async (config = defaultConfig, planOptions = {}) => {
+      const { planConfig } = await import('./plan-run.ts');
+      return planConfig(context, config, planOptions);
     },
     check: async (config = defaultConfig, checkOptions = {}) => {
       const { checkConfig } = await import('./check-config.ts');

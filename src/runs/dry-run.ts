@@ -6,7 +6,7 @@ import type { BridgeContext } from './context.ts';
 import type { Job } from './record.ts';
 import type { PreparedRun } from './start-run.ts';
 
-export interface RunPlan {
+export interface DryRun {
   readonly job: Job;
   readonly name: string;
   readonly method: string;
@@ -25,7 +25,7 @@ export interface RunPlan {
   readonly text: string;
 }
 
-export function describePlan(context: BridgeContext, prepared: PreparedRun): RunPlan {
+export function describeDryRun(context: BridgeContext, prepared: PreparedRun): DryRun {
   const { job, resolved, steps, plan } = prepared;
   const { config } = resolved;
   const { executable, version } = prepared.python;
@@ -44,10 +44,10 @@ export function describePlan(context: BridgeContext, prepared: PreparedRun): Run
     launchCommand: [executable, '-P', join(packageRoot(), 'py', 'launch.py')],
     evaluationRows: plan.rows.length,
   };
-  return { ...facts, text: planText(facts, plan.samples) };
+  return { ...facts, text: textOf(facts, plan.samples) };
 }
 
-function planText(plan: Omit<RunPlan, 'text'>, samples: number): string {
+function textOf(plan: Omit<DryRun, 'text'>, samples: number): string {
   const processes = plan.processes === 1 ? '' : `, ${plan.processes} processes`;
   return [
     `${plan.job === 'pretrain' ? 'Pretrain' : 'Distil'} ${plan.network} by ${plan.method}: ${plan.steps} steps of ${plan.batchSize} samples on ${plan.device}${processes}`,

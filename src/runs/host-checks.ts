@@ -6,7 +6,7 @@ import { listGpus } from '../python/gpus.ts';
 import type { Job } from './record.ts';
 import { locateWeights, namedWeights } from './weights.ts';
 
-/** @throws E_WEIGHTS_NOT_FOUND, E_GPU, E_CONFIG_VALUE */
+/** @throws E_WEIGHTS_NOT_FOUND, E_GPU, E_CONFIG_VALUE, E_CONFIG_NOT_YET */
 export async function checkHost(
   job: Job,
   config: RcmConfig,
@@ -14,11 +14,24 @@ export async function checkHost(
   gpus: () => Promise<readonly string[]> = listGpus,
 ): Promise<void> {
   checkPretrainingBatch(job, config);
+  checkNodes(config.compute.nodes);
   if (config.compute.device === 'cuda') checkGpus(config.compute.gpusPerNode, (await gpus()).length);
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
     locateWeights(locator, adapter ? undefined : config.model.name, env);
   }
+}
+
+/** Configs for several machines can be checked and planned; starting them is not there yet. */
+function checkNodes(nodes: number): void {
+  if (nodes === 1) return;
+  throw new RcmBridgeError(
+    'E_CONFIG_NOT_YET',
+    `compute.nodes is ${nodes}, and runs on several machines are not there yet.`,
+    {
+      hint: 'Set compute.nodes=1 and what depends on it (compute.parallel, schedule.batchSize); `rcm-bridge plan` says what fits.',
+    },
+  );
 }
 
 function checkGpus(wanted: number, found: number): void {

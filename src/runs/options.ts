@@ -40,6 +40,8 @@ export interface RunOptions {
   readonly ifExists?: 'error' | 'resume';
   /** Two steps of each phase, a checkpoint, a sample and an evaluation of 8 samples; gates are not judged. */
   readonly smoke?: boolean;
+  /** Start although the plan says that it does not fit into the GPUs' memory. */
+  readonly ignorePlan?: boolean;
   /**
    * The run gets an owner process of its own that goes on when this one ends; `bridge.close()` leaves it alone. The
    * handle follows it through its folder. Signals count until it is accepted; then only `cancel()` stops it.

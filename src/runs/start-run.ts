@@ -15,6 +15,7 @@ import { type RunLock, takeLock } from './lock.ts';
 import type { RunOptions } from './options.ts';
 import { own } from './own.ts';
 import { thisOwner } from './owner.ts';
+import { checkPlan } from './plan-run.ts';
 import { type Job, type RunRecord, readRecord, writeRecord } from './record.ts';
 import { resumeRun } from './resume-run.ts';
 import { newRunId } from './run-id.ts';
@@ -63,6 +64,7 @@ export async function prepareRun(
   }
   const python = await context.findPython(signal);
   await checkHost(job, config, context.env);
+  if (job === 'distill') await checkPlan(context, config, options.ignorePlan ?? false);
   throwIfAborted(signal);
   const whole = job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
   const plan = options.smoke ? smokePlan(whole) : whole;

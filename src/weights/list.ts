@@ -1,4 +1,5 @@
 /** The networks this version knows and the weights of them that are published, shipped or on this machine. */
+import { totalParameters } from '../models/network.ts';
 import { networkNamed, networkNames } from '../models/registry.ts';
 import type { Environment } from '../python/home.ts';
 import { locateWeights } from '../runs/weights.ts';
@@ -36,7 +37,7 @@ export function listWeights(env: Environment): WeightsList {
   return {
     networks: networkNames.map(name => {
       const { family, sizes, release } = networkNamed(name);
-      const parameters = family.parameters(sizes);
+      const parameters = totalParameters(family, sizes);
       const found = (layout: Release['layout'], repository: string, file: string): Release => {
         const locator = `hf:${repository}`;
         return { layout, locator, file, path: cachedSnapshot(parseHubLocator(locator), env) ?? null };

@@ -13,7 +13,7 @@ from rcm_sidecar.networks import build, names
 
 
 def facts(name: str) -> dict[str, Any]:
-    """Sizes, spec and parameters of a named network."""
+    """Sizes, spec, parameters and the layers that can have adapters of a named network."""
     net = build(name, device="meta")
     spec, sizes = dataclasses.asdict(net.spec), dataclasses.asdict(net.config)
     block = net.blocks[0]
@@ -21,8 +21,21 @@ def facts(name: str) -> dict[str, Any]:
         target: min(min(block.get_submodule(layer).weight.shape) for layer in layers)
         for target, layers in net.lora_targets.items()
     }
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    return {"sizes": sizes, "spec": spec, "parameters": parameters, "narrowest": narrowest}
+    layers = [block.get_submodule(layer).weight.shape for names in net.lora_targets.values() for layer in names]
+    wide = sum(count(net.get_submodule(name)) for name in net.wide_parts)
+    parts = {"block": count(block), "wide": wide, "rest": count(net) - wide - len(net.blocks) * count(block)}
+    return {
+        "sizes": sizes,
+        "spec": spec,
+        "parameters": parts,
+        "narrowest": narrowest,
+        "layers": sorted([shape[1], shape[0]] for shape in layers),
+    }
+
+
+def count(module: Any) -> int:
+    """Its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def verdict(case: dict[str, Any]) -> str | int:
@@ -32,7 +45,7 @@ def verdict(case: dict[str, Any]) -> str | int:
         net = build(case["name"], device="meta", **overrides.arguments())
     except ConfigError as error:
         return error.code
-    return sum(parameter.numel() for parameter in net.parameters())
+    return count(net)
 
 
 cases = json.load(sys.stdin)

@@ -323,7 +323,7 @@ describe('starting', () => {
 
   test('plans without creating anything', async () => {
     const bridge = await bridges.open({});
-    const plan = await bridge.plan('distill', 'digits-rcm', { steps: 7 });
+    const plan = await bridge.dryRun('distill', 'digits-rcm', { steps: 7 });
     expect(plan).toMatchObject({ steps: 7, method: 'rcm', device: 'cpu', evaluationRows: 10 });
     expect(plan.text).toContain('launch.py');
     expect(existsSync(bridges.runsDir)).toBe(false);

@@ -20,7 +20,11 @@ import type { Output } from '../output.ts';
 export const distill: Command = {
   command: 'distill [config]',
   describe: 'Distil a teacher into a student that samples in 1 to 4 steps',
-  options: yargs => startOptions(yargs, 'schedule.steps'),
+  options: yargs =>
+    startOptions(yargs, 'schedule.steps').option('ignore-plan', {
+      type: 'boolean',
+      describe: "Start although the plan says that it does not fit into the GPUs' memory",
+    }),
   run: (options, output) => start('distill', options, output),
 };
 
@@ -58,6 +62,7 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
   const runOptions = {
     set: pairs(options),
     smoke: options.smoke === true,
+    ignorePlan: options['ignore-plan'] === true,
     ifExists: (text(options, 'if-exists') ?? 'error') as 'error' | 'resume',
     ...(steps === undefined ? {} : { steps }),
     ...(gpus === undefined ? {} : { gpus }),
@@ -66,8 +71,8 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
   };
   return withBridge(options, output, async bridge => {
     if (options['dry-run'] === true) {
-      const plan = await bridge.plan(kind, config, runOptions);
-      output.result({ ...plan }, plan.text);
+      const dryRun = await bridge.dryRun(kind, config, runOptions);
+      output.result({ ...dryRun }, dryRun.text);
       return 0;
     }
     if (options.detach === true) {

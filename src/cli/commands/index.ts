@@ -3,6 +3,7 @@ import { config } from './config.ts';
 import { distill } from './distill.ts';
 import { doctor } from './doctor.ts';
 import { env } from './env.ts';
+import { plan } from './plan.ts';
 import { pretrain } from './pretrain.ts';
 import { repl } from './repl.ts';
 import { report } from './report.ts';
@@ -18,6 +19,7 @@ export const commands: readonly (Command | CommandGroup)[] = [
   resume,
   sample,
   report,
+  plan,
   runs,
   config,
   weights,

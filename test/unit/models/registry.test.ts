@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { totalParameters } from '../../../src/models/network.ts';
 import { networkNamed, sizedNetwork, suggestNetwork } from '../../../src/models/registry.ts';
 
 describe('parameters', () => {
@@ -11,7 +12,7 @@ describe('parameters', () => {
     ['cosmos-predict2-t2i-14b', 14_265_265_152],
   ] as const)('%s has %i', (name, parameters) => {
     const { family, sizes } = networkNamed(name);
-    expect(family.parameters(sizes)).toBe(parameters);
+    expect(totalParameters(family, sizes)).toBe(parameters);
   });
 });
 

@@ -19,6 +19,14 @@ it('asks for as many GPUs as processes', async () => {
   await checkHost('pretrain', config({ device: 'cpu', gpusPerNode: 4 }), process.env, none);
 });
 
+it('starts nothing on several machines', async () => {
+  const nodes = config({ device: 'cuda', gpusPerNode: 2, nodes: 4 });
+  await expect(checkHost('distill', nodes, process.env, two)).rejects.toMatchObject({
+    code: 'E_CONFIG_NOT_YET',
+    message: expect.stringContaining('compute.nodes is 4'),
+  });
+});
+
 it('refuses a pretraining batch that does not divide, in a pretraining only', async () => {
   const odd = config({ gpusPerNode: 3 }, { batchSize: 128 });
   await expect(checkHost('pretrain', odd, process.env, none)).rejects.toMatchObject({
