@@ -14,6 +14,7 @@ from rcm_sidecar.config import ConstantEma, PowerEma, RunConfig
 from rcm_sidecar.config import Ema as EmaSettings
 from rcm_sidecar.data import Batch, LabelConditioner, TrainingData, open_training_data
 from rcm_sidecar.data.label_conditioner import ROWS_PER_LABEL
+from rcm_sidecar.diffusion.guidance import Branches
 from rcm_sidecar.diffusion.guidance import Network as Velocity
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import ConfigError
@@ -21,6 +22,7 @@ from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods.rcm import MethodSchedule, updates_after
 from rcm_sidecar.networks import Network, build
 from rcm_sidecar.networks.inputs import Role as AdapterRole
+from rcm_sidecar.training.branches import auto_branches, tokens_of_a_pass
 from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
 from rcm_sidecar.training.learner import Learner, start_networks, starts
 from rcm_sidecar.training.optimizer import AdamW
@@ -50,6 +52,7 @@ class Trained:
         condition: Labels to text, and the negative condition.
         teacher: The frozen teacher, None when pretraining. With LoRA it is the base that the other roles share.
         teacher_key: Content hash of teacher and label table; "" when pretraining.
+        branches: How the teacher's two guidance passes run; None when pretraining.
         data: Training data.
         team: The processes that train together.
     """
@@ -63,6 +66,7 @@ class Trained:
     condition: Conditioning
     teacher: Network | None
     teacher_key: str
+    branches: Branches | None
     data: TrainingData
     team: JobTeam
 
@@ -121,13 +125,17 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         _check_teacher(config, teacher, velocities, data, condition, team)
     roles = _roles(config, schedule, learners, team)
     called = Networks(velocities["student"], teacher, velocities.get("critic"), teacher.spec.time_scale)
-    branches = "sequential" if config.teacher.branches == "auto" else config.teacher.branches
     samples = config.schedule.batch_size
+    size = micro_batch(config, samples, team)
+    branches = config.teacher.branches
+    if branches == "auto":
+        tokens = tokens_of_a_pass(data.latent_shape, teacher.spec.patch, size, team.sizes.context)
+        branches = auto_branches(team.device, tokens)
     return Trained(
         trainer=Trainer(
             roles,
             DistillationPlan(config, called, data, condition, branches, team),
-            micro_batch=micro_batch(config, samples, team),
+            micro_batch=size,
             team=team,
         ),
         steps=config.schedule.steps,
@@ -138,6 +146,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         condition=condition,
         teacher=teacher,
         teacher_key=team.tell(content_key(path) if team.leads else None),
+        branches=branches,
         data=data,
         team=team,
     )
@@ -161,8 +170,10 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
     network.initialise(source)
     labels = {f"{CONDITIONER}{name}": value for name, value in table.named_parameters()}
     parameters = {**learner.parameters, **labels}
-    role = make_role("teacher", parameters, settings.optimizer, settings.steps, announcer((network, table), team))
-    role.emas = [Ema(parameters, _decay(settings.ema))]
+    offload = offloads(config, team)
+    announce = announcer((network, table), team)
+    role = make_role("teacher", parameters, settings.optimizer, settings.steps, announce, offload)
+    role.emas = [Ema(parameters, _decay(settings.ema), offload)]
     plan = PretrainingPlan(config, network, table, data, network.spec.time_scale, team)
     return Trained(
         trainer=Trainer({"teacher": role}, plan, micro_batch=micro_batch(config, settings.batch_size, team), team=team),
@@ -174,6 +185,7 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
         condition=conditioning(table, config.teacher.negative),
         teacher=None,
         teacher_key="",
+        branches=None,
         data=data,
         team=team,
     )
@@ -184,11 +196,13 @@ def _roles(
 ) -> dict[str, Role]:
     student_total, critic_total = updates_after(schedule, config.schedule.steps)
     plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
+    offload = offloads(config, team)
     roles = {
-        name: make_role(name, learner.parameters, *plans[name], announcer((learner.network,), team))
+        name: make_role(name, learner.parameters, *plans[name], announcer((learner.network,), team), offload)
         for name, learner in learners.items()
     }
-    roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
+    averaged = roles["student"].parameters
+    roles["student"].emas = [Ema(averaged, _decay(ema), offload) for ema in config.student.ema]
     return roles
 
 
@@ -224,15 +238,27 @@ def micro_batch(config: RunConfig, samples: int, team: JobTeam = ALONE) -> int:
     return size
 
 
+def offloads(config: RunConfig, team: JobTeam) -> bool:
+    """Whether moments and averages rest in main memory; on a CPU they are there anyway."""
+    return config.compute.offload == "optimizer" and team.device.type != "cpu"
+
+
 def make_role(
     name: str,
     parameters: Mapping[str, Tensor],
     settings: AdamWSettings,
     total_updates: int,
     announce: Callable[[bool], None] = lambda last: None,
+    offload: bool = False,
 ) -> Role:
     """A role with the optimizer and learning rates of its config block."""
-    optimizer = AdamW(parameters, betas=settings.betas, epsilon=settings.epsilon, weight_decay=settings.weight_decay)
+    optimizer = AdamW(
+        parameters,
+        betas=settings.betas,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        offload=offload,
+    )
 
     def rate(update: int) -> float:
         return learning_rate(
