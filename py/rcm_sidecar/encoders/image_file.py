@@ -20,7 +20,7 @@ def write_image(path: Path, pixels: Tensor) -> None:
     """
     from PIL import Image
 
-    image = Image.fromarray(pixels.contiguous().numpy(), "RGB")
+    image = Image.fromarray(pixels.contiguous().numpy())
     write_through(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
