@@ -1,4 +1,4 @@
-"""Text states kept between runs, by the content of the encoder and the prompt: the encoder is loaded for new ones only."""
+"""Text states kept between runs, by the content of the encoder and the prompt: only new ones need the encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of other libraries, made without memory and filled tensor by tensor: strictly, and straight to their device."""
+"""Modules of other libraries, made without memory and filled tensor by tensor, strictly, on their device."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from rcm_sidecar.encoders.model_folder import FamilyName
+from rcm_sidecar.errors import ConfigError
 
 NEGATIVE_PROMPTS: Mapping[FamilyName, str | None] = {
     # wan2.1.md section 9.7: the published constant, full-width commas and all.
@@ -20,7 +21,30 @@ NEGATIVE_PROMPTS: Mapping[FamilyName, str | None] = {
 }
 """The model's own negative prompt; None where its negative branch gets zeros."""
 
+_TEXT = "text:"
 _SPACES = re.compile(r"\s+")
+
+
+def negative_prompt(setting: str, family: FamilyName) -> str | None:
+    """The prompt whose states the negative branch of guidance gets; None for zeros.
+
+    Args:
+        setting: Of `teacher.negative`: default, zeros, empty (no words) or text:...
+        family: Whose default.
+
+    Raises:
+        ConfigError: E_CONFIG_VALUE.
+    """
+    if setting == "default":
+        return NEGATIVE_PROMPTS[family]
+    if setting == "zeros":
+        return None
+    if setting == "empty":
+        return ""
+    if setting.startswith(_TEXT):
+        return setting.removeprefix(_TEXT)
+    hint = "Use default, zeros, empty or text:..."
+    raise ConfigError("E_CONFIG_VALUE", f"teacher.negative {setting!r} is no negative prompt.", hint)
 
 
 def cleaned(prompt: str, family: FamilyName) -> str:

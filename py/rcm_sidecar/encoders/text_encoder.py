@@ -108,15 +108,16 @@ def _open(path: Path, family: FamilyName) -> tuple[dict[str, LazyTensor], Any]:
         tensors = {umt5_key(key): tensor for key, tensor in open_weights(path).items()}
         return tensors, UMT5Config(**_umt5_sizes(path, {key: tensor.shape for key, tensor in tensors.items()}))
     stored = _read_config(path / "config.json")
-    if stored.get("model_type") != _MODEL_TYPES[family]:
-        message = f"{path} holds a {stored.get('model_type')} model; {family} reads the states of {_MODEL_TYPES[family]}."
+    kind, wanted = stored.get("model_type"), _MODEL_TYPES[family]
+    if kind != wanted:
+        message = f"{path} holds a {kind} model; {family} reads the states of a {wanted} one."
         raise WeightsError("E_WEIGHTS_MISMATCH", message, "Use the text encoder published with the network.")
-    kind = UMT5Config if family == "wan2.1" else T5Config
+    config = (UMT5Config if family == "wan2.1" else T5Config).from_dict(stored)
     found = {key: tensor for key, tensor in open_weights(path).items() if not key.startswith(_OTHER_PARTS)}
     embedding = found.pop("encoder.embed_tokens.weight", None)
     if embedding is not None:
         found.setdefault("shared.weight", embedding)
-    return found, kind.from_dict(stored)
+    return found, config
 
 
 def _umt5_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
