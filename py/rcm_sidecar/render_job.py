@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from rcm_sidecar.sampling.recipe import Recipe, find_recipe
 from rcm_sidecar.sampling.sizes import PixelSize, latent_shape
 from rcm_sidecar.short_memory import free_memory
 
+_MEDIA = ("av", "diffusers", "ftfy", "transformers")
 _SLUG_LETTERS = 40
 
 
@@ -238,15 +240,10 @@ def _device(name: str) -> torch.device:
 
 
 def _require_media() -> None:
-    try:
-        import av
-        import diffusers
-        import ftfy
-        import transformers
-    except ImportError as error:
-        hint = "Add it with: rcm-bridge env setup --with media"
-        raise HostError("E_PYTHON_PACKAGES", f"Pictures of prompts need a media package ({error}).", hint) from error
-    del av, diffusers, ftfy, transformers
+    missing = [name for name in _MEDIA if find_spec(name) is None]
+    if missing:
+        hint = "Add them with: rcm-bridge env setup --with media"
+        raise HostError("E_PYTHON_PACKAGES", f"Pictures of prompts need {', '.join(missing)}.", hint)
 
 
 def _shortened(prompt: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rcm_sidecar.errors import HostError
 
@@ -87,29 +87,37 @@ def stream_blocks(module: nn.Module, blocks: Iterable[nn.Module], device: torch.
         device: Where it computes.
     """
     blocks = list(blocks)
-    for block in blocks:
-        block.to("cpu")
-    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
-    for parameter in module.parameters():
-        if id(parameter) not in inside:
-            parameter.data = parameter.data.to(device)
+    inside = {place for block in blocks for place in _places(block)}
+    for owner, name in _places(module):
+        _put(owner, name, owner.get_parameter(name), torch.device("cpu") if (owner, name) in inside else device)
     for block in blocks:
         _visit(block, device)
 
 
 def _visit(block: nn.Module, device: torch.device) -> None:
-    at_home: dict[str, Tensor] = {}
+    places = _places(block)
+    at_home: list[nn.Parameter] = []
 
     def bring(_block: nn.Module, _args: Any) -> None:
-        for name, parameter in block.named_parameters():
-            at_home[name] = parameter.data
-            parameter.data = parameter.data.to(device)
+        at_home[:] = [owner.get_parameter(name) for owner, name in places]
+        for (owner, name), parameter in zip(places, at_home, strict=True):
+            _put(owner, name, parameter, device)
 
     def take_away(_block: nn.Module, _args: Any, _out: Any) -> None:
-        for name, parameter in block.named_parameters():
-            if name in at_home:
-                parameter.data = at_home.pop(name)
+        # After a failure on the way here, fewer have left home than there are.
+        for (owner, name), parameter in zip(places, at_home, strict=False):
+            setattr(owner, name, parameter)
+        at_home.clear()
 
     block.register_forward_pre_hook(bring)
     # Also after a failure: what stays on the GPU then would be in the way of the next try.
     block.register_forward_hook(take_away, always_call=True)
+
+
+def _places(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where each parameter hangs: its module and its name there."""
+    return [(owner, name) for owner in module.modules() for name, _ in owner.named_parameters(recurse=False)]
+
+
+def _put(owner: nn.Module, name: str, parameter: nn.Parameter, device: torch.device) -> None:
+    setattr(owner, name, nn.Parameter(parameter.data.to(device), requires_grad=False))
