@@ -104,7 +104,7 @@ def _visit(block: nn.Module, device: torch.device) -> None:
             _put(owner, name, parameter, device)
 
     def take_away(_block: nn.Module, _args: Any, _out: Any) -> None:
-        # After a failure on the way here, fewer have left home than there are.
+        # None have left home when the block failed before this hook's turn.
         for (owner, name), parameter in zip(places, at_home, strict=False):
             setattr(owner, name, parameter)
         at_home.clear()

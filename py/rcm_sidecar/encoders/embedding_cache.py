@@ -98,11 +98,12 @@ def encode_prompts(
         encoder = load()
         for done, prompt in enumerate(new):
             encoding(done, len(new))
-            found[prompt] = encoder.encode(prompt)
-            cache.write(prompt, found[prompt])
+            encoded = encoder.encode(prompt)
+            cache.write(prompt, encoded)
+            found[prompt] = encoded
         del encoder
         free_memory()
-    return {prompt: encoded for prompt, encoded in found.items() if encoded is not None}
+    return {prompt: states for prompt, states in found.items() if states is not None}
 
 
 def file_hash(file: Path, folder: Path) -> str:

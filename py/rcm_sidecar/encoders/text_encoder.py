@@ -85,7 +85,7 @@ def load_text_encoder(
     tensors, config = _open(folder.text_encoder, folder.family)
 
     def load(where: torch.device) -> nn.Module:
-        model = _on_meta(config, folder.family)
+        model: nn.Module = _on_meta(config, folder.family)
         fill(model, tensors, folder.text_encoder, where, dtype)
         return model.eval()
 

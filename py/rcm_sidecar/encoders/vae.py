@@ -105,12 +105,13 @@ def load_vae(path: Path, device: torch.device, dtype: torch.dtype = torch.float3
     Raises:
         WeightsError: E_WEIGHTS_MISMATCH, E_WEIGHTS_UNREADABLE or what opening finds.
     """
-    from diffusers import AutoencoderKLWan
+    import diffusers
 
+    kind: Any = diffusers.AutoencoderKLWan
     tensors, settings = _open(path)
     try:
         with torch.device("meta"):
-            model: Any = AutoencoderKLWan.from_config(settings)
+            model = kind.from_config(settings)
     except (TypeError, ValueError) as error:
         message = f"{path} describes no VAE that diffusers can make: {error}"
         raise WeightsError("E_WEIGHTS_MISMATCH", message, "Use the VAE published with the network.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -60,7 +61,7 @@ def read_video(path: Path, most_frames: int | None = None) -> Tensor:
 
     try:
         with av.open(str(path)) as container:
-            frames = []
+            frames: list[numpy.ndarray[Any, Any]] = []
             for frame in container.decode(video=0):
                 if most_frames is not None and len(frames) == most_frames:
                     break

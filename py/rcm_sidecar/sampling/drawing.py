@@ -66,8 +66,8 @@ class Drawer:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self._device = device
         self._time_scale = recipe.spec.time_scale
-        whole = _loaded(recipe, device)
-        self._network = load_or_stream(whole.to, lambda network: network.blocks, device)
+        self._network = _loaded(recipe, device)
+        load_or_stream(self._network.to, lambda network: network.blocks, device)
         self.streamed = next(self._network.blocks.parameters()).device.type != device.type
 
     @torch.no_grad()

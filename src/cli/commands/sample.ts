@@ -37,7 +37,11 @@ export const sample: Command = {
         requiresArg: true,
         describe: 'Folder or hf: locator with text encoder, tokenizer and VAE (default: beside the weights)',
       })
-      .option('frames', { type: 'string', requiresArg: true, describe: 'Frames of a video, 4n+1 (default: as trained)' })
+      .option('frames', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Frames of a video, 4n+1 (default: as trained)',
+      })
       .option('height', { type: 'string', requiresArg: true, describe: 'Height in pixels (default: as trained)' })
       .option('width', { type: 'string', requiresArg: true, describe: 'Width in pixels (default: as trained)' })
       .option('device', { choices: devices, requiresArg: true, describe: 'Where prompts are drawn (default auto)' })
