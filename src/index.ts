@@ -45,7 +45,14 @@ export type {
   StateEvent,
 } from './runs/events.ts';
 export type { CancelOptions, RunDescription, RunHandle, RunResult, SampleRequest } from './runs/handle.ts';
-export type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './runs/options.ts';
+export type {
+  BridgeOptions,
+  RenderedSample,
+  ResumeOptions,
+  RunOptions,
+  SampleOptions,
+  SampleResult,
+} from './runs/options.ts';
 export type { PlanOptions } from './runs/plan-run.ts';
 export type { EndState, RunErrorRecord, RunProgress, RunRecord, RunState } from './runs/record.ts';
 export type { ComparedWeights, WeightsProblem } from './weights/compare.ts';

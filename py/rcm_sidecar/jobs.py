@@ -15,7 +15,17 @@ from rcm_sidecar.distributed.launch import RankLine, following, leading
 from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.fetch_job import run_fetch
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink, SilentLink
-from rcm_sidecar.protocol import DistillStart, EndBody, FetchStart, RunStart, SampleStart, TrainingStart, WeightsStart
+from rcm_sidecar.protocol import (
+    DistillStart,
+    EndBody,
+    FetchStart,
+    RenderStart,
+    RunStart,
+    SampleStart,
+    TrainingStart,
+    WeightsStart,
+)
+from rcm_sidecar.render_job import run_render
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.determinism import set_up
 from rcm_sidecar.training.loop import TrainingLoop, check_drift
@@ -40,6 +50,8 @@ def run_job(start: RunStart, link: JobLink) -> EndBody:
     """
     if isinstance(start, SampleStart):
         return run_sample(start, link)
+    if isinstance(start, RenderStart):
+        return run_render(start, link)
     if isinstance(start, WeightsStart):
         return run_weights(start, link)
     if isinstance(start, FetchStart):

@@ -24,6 +24,7 @@ from rcm_sidecar.protocol import (
     Fetched,
     FetchPlan,
     Progress,
+    Rendered,
     RunSample,
     Verified,
     WeightsInspection,
@@ -276,6 +277,10 @@ class JobLink(Protocol):
         """Send what a job about weight files found or did."""
         ...
 
+    def rendered(self, body: Rendered) -> None:
+        """Announce a picture or video that is complete on disk."""
+        ...
+
     def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:
         """Tell a person that something needs a look."""
         ...
@@ -346,6 +351,9 @@ class RecordingLink:
     def weights(self, report: WeightsReport) -> None:  # noqa: D102
         self._record(WEIGHTS_EVENTS[type(report)], report)
 
+    def rendered(self, body: Rendered) -> None:  # noqa: D102
+        self._record("rendered", body)
+
     def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:  # noqa: D102
         self._record("alarm", Alarm(code=code, message=message, step=step, details=dict(details)))
 
@@ -393,6 +401,9 @@ class SilentLink:
         return
 
     def weights(self, report: WeightsReport) -> None:  # noqa: D102
+        return
+
+    def rendered(self, body: Rendered) -> None:  # noqa: D102
         return
 
     def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:  # noqa: D102

@@ -31,6 +31,7 @@ SamplerName = Literal["train", "heldOut", "teacher", "student"]
 LayoutName = Literal["official", "diffusers", "comfyui"]
 FamilyName = Literal["wan2.1", "cosmos-predict2"]
 WeightsDtypeName = Literal["bf16", "fp16", "fp32"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 HubLayoutName = Literal["official", "diffusers"]
 DtypeName = Literal["u8", "i8", "i16", "i32", "i64", "f16", "bf16", "f32", "f64", "bool"]
 
@@ -248,10 +249,50 @@ class SampleStart(Body, frozen=True, tag_field="job", tag="sample"):
     num: Count
     seed: Count
     label: Count | None
-    prompt: str | None
     teacher: bool
     out_dir: str
     threads: Count | None
+
+
+class WeightsNetwork(Body, frozen=True):
+    """A network by name; `overrides` as in the config."""
+
+    name: str
+    overrides: dict[str, Any]
+
+
+class RenderSampler(Body, frozen=True):
+    """A teacher's sampler, as its run's config has it."""
+
+    kind: Literal["euler", "unipc"]
+    steps: Count
+    shift: float
+    guidance: float
+    negative: str
+
+
+class RenderStart(Body, frozen=True, tag_field="job", tag="render"):
+    """Draw a picture or video of each prompt and seed from `source`, as its sampler.json says or else as released.
+
+    `encoders` None: beside the weights. `network` None: the one their shapes show. `teacher_sampler` None: as released.
+    `steps` and sizes None: the model's own.
+    """
+
+    source: str
+    encoders: str | None
+    network: WeightsNetwork | None
+    teacher: bool
+    teacher_sampler: RenderSampler | None
+    prompts: tuple[str, ...]
+    num: Count
+    seed: Count
+    steps: Count | None
+    frames: Count | None
+    height: Count | None
+    width: Count | None
+    device: DeviceName
+    out_dir: str
+    cache_dir: str
 
 
 class WeightsStart(Body, frozen=True):
@@ -291,7 +332,9 @@ class FetchStart(Body, frozen=True, tag_field="job", tag="fetch"):
     download: bool
 
 
-RunStart = DistillStart | PretrainStart | SampleStart | InspectStart | VerifyStart | ConvertStart | FetchStart
+RunStart = (
+    DistillStart | PretrainStart | SampleStart | RenderStart | InspectStart | VerifyStart | ConvertStart | FetchStart
+)
 
 
 class RunCancel(Body, frozen=True):
@@ -422,13 +465,6 @@ class WeightsMismatch(Body, frozen=True):
     cause: str
 
 
-class WeightsNetwork(Body, frozen=True):
-    """A network by name; `overrides` as in the config."""
-
-    name: str
-    overrides: dict[str, Any]
-
-
 class WeightsInspection(Body, frozen=True):
     """What the headers of weights say; layout, family and network are None for another kind of file."""
 
@@ -512,6 +548,19 @@ class Converted(Body, frozen=True):
     files: tuple[str, ...]
     bytes: Amount
     checked: ConversionCheck | None
+    seconds: Amount
+
+
+class Rendered(Body, frozen=True):
+    """A picture or video is complete on disk, drawn in `seconds` (sampling and decoding)."""
+
+    path: str
+    prompt: str
+    seed: Count
+    steps: Count
+    frames: Count
+    height: Count
+    width: Count
     seconds: Amount
 
 
@@ -613,6 +662,7 @@ EVENTS: dict[str, Any] = {
     "inspected": WeightsInspection,
     "verified": Verified,
     "converted": Converted,
+    "rendered": Rendered,
     "alarm": Alarm,
     "log": Log,
     "paused": StepBody,

@@ -40,8 +40,8 @@ def run_sample(start: SampleStart, link: JobLink) -> EndBody:
     source = load_source(Path(start.source))
     if start.teacher and not isinstance(source.settings, TeacherFolder):
         raise WeightsError("E_WEIGHTS_SAMPLER", "This folder holds a student, not a teacher.", "Give the teacher's.")
-    if start.prompt is not None or source.conditioner is None:
-        raise ConfigError("E_USAGE", "This model takes labels, not prompts.", "Use --label.")
+    if source.conditioner is None:
+        raise ConfigError("E_USAGE", "This model draws prompts, not labels.", "Use --prompt.")
     labels = labels_for(start.num, start.label, source.conditioner.num_classes)
     link.activity("sampling", 0)
     latents = _draw(source, labels, start.steps, start.seed, link)

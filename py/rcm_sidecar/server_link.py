@@ -17,6 +17,7 @@ from rcm_sidecar.protocol import (
     Log,
     MetricItem,
     Progress,
+    Rendered,
     SampleBody,
     StepBody,
 )
@@ -83,6 +84,9 @@ class ServerLink:
 
     def weights(self, report: WeightsReport) -> None:  # noqa: D102
         self._outbox.put(WEIGHTS_EVENTS[type(report)], report)
+
+    def rendered(self, body: Rendered) -> None:  # noqa: D102
+        self._outbox.put("rendered", body)
 
     def alarm(self, code: str, message: str, step: int, details: Mapping[str, Any]) -> None:  # noqa: D102
         self._outbox.put("alarm", Alarm(code=code, message=message, step=step, details=dict(details)))

@@ -28,6 +28,7 @@ export const networkName = z.enum(['student', 'ema']);
 export const samplerName = z.enum(['train', 'heldOut', 'teacher', 'student']);
 export const layoutName = z.enum(['official', 'diffusers', 'comfyui']);
 export const familyName = z.enum(['wan2.1', 'cosmos-predict2']);
+export const deviceName = z.enum(['auto', 'cpu', 'cuda']);
 export const hubLayoutName = z.enum(['official', 'diffusers']);
 export const weightsDtypeName = z.enum(['bf16', 'fp16', 'fp32']);
 export const dtypeName = z.enum(['u8', 'i8', 'i16', 'i32', 'i64', 'f16', 'bf16', 'f32', 'f64', 'bool']);
@@ -167,10 +168,35 @@ export const runStart = z
       num: count,
       seed: count,
       label: count.nullable(),
-      prompt: z.string().nullable(),
       teacher: z.boolean(),
       outDir: z.string(),
       threads: count.nullable(),
+    }),
+    z.strictObject({
+      job: z.literal('render'),
+      source: z.string(),
+      encoders: z.string().nullable(),
+      network: z.strictObject({ name: z.string(), overrides: map }).nullable(),
+      teacher: z.boolean(),
+      teacherSampler: z
+        .strictObject({
+          kind: z.enum(['euler', 'unipc']),
+          steps: count,
+          shift: z.number(),
+          guidance: z.number(),
+          negative: z.string(),
+        })
+        .nullable(),
+      prompts: z.array(z.string()),
+      num: count,
+      seed: count,
+      steps: count.nullable(),
+      frames: count.nullable(),
+      height: count.nullable(),
+      width: count.nullable(),
+      device: deviceName,
+      outDir: z.string(),
+      cacheDir: z.string(),
     }),
     z.strictObject({ job: z.literal('inspect'), ...weightsStart }),
     z.strictObject({ job: z.literal('verify'), ...weightsStart }),
@@ -194,7 +220,7 @@ export const runStart = z
     }),
   ])
   .describe(
-    'Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute. inspect, verify and convert are about weight files: model null means the network their shapes show, dtype null each tensor as it is stored. fetch gets them from the hub, or without download only says what that takes.',
+    'Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute. render draws a picture or video of each prompt and seed, from weights with or without a sampler.json; what is null is as the weights say or were released. inspect, verify and convert are about weight files: model null means the network their shapes show, dtype null each tensor as it is stored. fetch gets them from the hub, or without download only says what that takes.',
   );
 
 /** Control messages from Node to Python. All but welcome are requests, answered by ok or error. */
@@ -353,6 +379,18 @@ export const events = {
     .describe(
       'A conversion is complete on disk. checked: every tensor was read back equal; forward.difference is the largest one of a forward pass of both, null with a reason when it was not run.',
     ),
+  rendered: z
+    .strictObject({
+      path: z.string(),
+      prompt: z.string(),
+      seed: count,
+      steps: count,
+      frames: count,
+      height: count,
+      width: count,
+      seconds: amount,
+    })
+    .describe('A picture or video is complete on disk; seconds of sampling and decoding it.'),
   alarm: z
     .strictObject({ code: z.string(), message: z.string(), step: count, details: map })
     .describe('Something a person should look at; the job goes on.'),

@@ -29,13 +29,14 @@ export const packageRequirements: readonly PackageRequirement[] = [
   { name: 'safetensors' },
 ];
 
-/** What only some commands import: fetching, encoders, datasets. `env setup --with media` installs all of it. */
+/** What only some commands import: fetching, encoders, videos, datasets. `env setup --with media` installs all of it. */
 export const mediaRequirements = [
   { name: 'huggingface_hub', from: [1, 0] },
   { name: 'diffusers', from: [0, 35] },
   { name: 'transformers', from: [4, 57] },
   { name: 'webdataset' },
   { name: 'av' },
+  { name: 'ftfy' },
 ] as const satisfies readonly PackageRequirement[];
 
 export type MediaPackage = (typeof mediaRequirements)[number]['name'];

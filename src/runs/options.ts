@@ -1,5 +1,6 @@
 /** What callers may ask of the API. */
 import type { Logger } from '../logging/logger.ts';
+import type { WeightsProgress } from '../weights/jobs.ts';
 import type { RunHandle } from './handle.ts';
 
 export interface BridgeOptions {
@@ -67,14 +68,26 @@ export interface ResumeOptions {
 export interface SampleOptions {
   /** Sampler steps. Default: 4 for a student, the sampler's own for a teacher. */
   readonly steps?: number;
-  /** Default 10. */
+  /** Default 10, or 1 for each prompt. */
   readonly num?: number;
-  /** Default 0. */
+  /** Default 0; of several samples of a prompt, the first one's. */
   readonly seed?: number;
   /** Class; without it the classes take turns. */
   readonly label?: number;
-  /** For networks with a text encoder. */
+  /** For models with a text encoder. */
   readonly prompt?: string;
+  /** More of them: a list, or a file with one prompt a line, or `builtin:video-8`, `builtin:image-8`. */
+  readonly prompts?: readonly string[] | string;
+  /** Folder or hf: locator of the text encoder and VAE. Default: that of the run, or the one beside the weights. */
+  readonly encoders?: string;
+  /** Size in pixels. Default: the model's own. */
+  readonly frames?: number;
+  readonly height?: number;
+  readonly width?: number;
+  /** Where prompts are drawn. Default `auto`: a GPU if there is one. */
+  readonly device?: 'auto' | 'cpu' | 'cuda';
+  /** Of prompts: phases such as `sampling`, with network calls done of all. */
+  readonly onProgress?: (progress: WeightsProgress) => void;
   /** The teacher of a run instead of its student. */
   readonly teacher?: boolean;
   /** Folder of the samples. Default `samples` in `cwd`. */
@@ -83,9 +96,24 @@ export interface SampleOptions {
 }
 
 export interface SampleResult {
-  /** Absolute paths of the images. */
+  /** Absolute paths of the images or videos. */
   readonly files: readonly string[];
   readonly out: string;
   readonly steps: number;
   readonly seed: number;
+  /** One for each prompt and seed; empty for grids of labels. */
+  readonly samples: readonly RenderedSample[];
+}
+
+/** A picture (.png) or video (.mp4) of a prompt. */
+export interface RenderedSample {
+  readonly file: string;
+  readonly prompt: string;
+  readonly seed: number;
+  readonly steps: number;
+  readonly frames: number;
+  readonly height: number;
+  readonly width: number;
+  /** For sampling and decoding it. */
+  readonly seconds: number;
 }

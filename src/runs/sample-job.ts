@@ -1,37 +1,73 @@
-/** `sample`: draws from a finished run, an export, a teacher or a weights file; touches no run directory. */
-import fs from 'node:fs';
-import { basename, join, resolve } from 'node:path';
+/** `sample`: draws from a finished run, an export, a teacher or released weights; touches no run directory. */
+import { join, resolve } from 'node:path';
 import type { SidecarBlob } from '../bridge/event-stream.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import type { RunStart } from '../protocol/messages.ts';
-import { isHubLocator } from '../weights/hub-cache.ts';
-import { readStoredConfig } from './config-file.ts';
 import { anySignal, type BridgeContext } from './context.ts';
 import type { SampleOptions, SampleResult } from './options.ts';
+import { readPrompts } from './prompts.ts';
+import { renderPrompts } from './render-job.ts';
 import { writeSampleGrid } from './sample-files.ts';
+import { findSampleSource, type SampleSource } from './sample-source.ts';
 import { runSidecarJob } from './sidecar-job.ts';
-import { findRun } from './store.ts';
-import { folderOf, locateWeights, teacherLocator } from './weights.ts';
 
 const studentSteps = 4;
-const exportLayouts = ['official', 'diffusers', 'comfyui'];
+const labelledSamples = 10;
 
-/** @throws E_RUN_NOT_FOUND, E_WEIGHTS_*, E_PYTHON_*, E_SIDECAR_*, E_ABORTED */
+/** @throws E_USAGE, E_RUN_NOT_FOUND, E_WEIGHTS_*, E_PYTHON_*, E_SIDECAR_*, E_ABORTED */
 export async function drawSamples(context: BridgeContext, name: string, options: SampleOptions): Promise<SampleResult> {
-  const signal = anySignal(context.options.signal, options.signal);
-  throwIfAborted(signal);
-  const source = locateSource(context, name, options.teacher ?? false);
+  throwIfAborted(anySignal(context.options.signal, options.signal));
+  const prompts = promptsOf(context, options);
+  const { teacher = false } = options;
+  const source = findSampleSource(context, name, { teacher, forPrompts: prompts.length > 0 });
+  if (source.sampler?.takes === 'labels') {
+    refuseForLabels(options, prompts);
+    return drawLabels(context, source, options);
+  }
+  if (prompts.length === 0) {
+    throw new RcmBridgeError('E_USAGE', 'This model draws prompts, not labels.', {
+      hint: 'Give --prompt TEXT, or --prompts with a file or builtin:video-8.',
+    });
+  }
+  return renderPrompts(context, source, prompts, options);
+}
+
+function promptsOf({ cwd }: BridgeContext, { prompt, prompts, label }: SampleOptions): readonly string[] {
+  const listed = typeof prompts === 'string' ? readPrompts(prompts, cwd) : (prompts ?? []);
+  const all = [...(prompt === undefined ? [] : [prompt]), ...listed];
+  if (all.some(text => text.trim() === '')) {
+    throw new RcmBridgeError('E_USAGE', 'A prompt is empty.', { hint: 'Say what to draw.' });
+  }
+  if (all.length === 0 || label === undefined) return all;
+  throw new RcmBridgeError('E_USAGE', 'A label and a prompt were given.', { hint: 'A model takes one or the other.' });
+}
+
+function refuseForLabels(options: SampleOptions, prompts: readonly string[]): void {
+  if (prompts.length > 0) {
+    throw new RcmBridgeError('E_USAGE', 'This model takes labels, not prompts.', { hint: 'Use --label.' });
+  }
+  const given = (['frames', 'height', 'width', 'encoders', 'device'] as const).find(key => options[key] !== undefined);
+  if (given === undefined) return;
+  throw new RcmBridgeError('E_USAGE', `--${given} is for models that draw prompts; this one takes labels.`, {
+    hint: `Leave --${given} out.`,
+  });
+}
+
+async function drawLabels(
+  context: BridgeContext,
+  { path, sampler }: SampleSource,
+  options: SampleOptions,
+): Promise<SampleResult> {
   const out = resolve(context.cwd, options.out ?? 'samples');
-  const { num = 10, seed = 0, label = null, prompt = null, teacher = false } = options;
-  const steps = options.steps ?? defaultSteps(source);
+  const { num = labelledSamples, seed = 0, label = null, teacher = false } = options;
+  const steps = options.steps ?? sampler?.steps ?? studentSteps;
   const start: RunStart = {
     job: 'sample',
-    source,
+    source: path,
     steps,
     num,
     seed,
     label,
-    prompt,
     teacher,
     outDir: out,
     threads: null,
@@ -42,61 +78,6 @@ export async function drawSamples(context: BridgeContext, name: string, options:
     const { shape, bytes } = tensors.pixels;
     files.push(join(out, await writeSampleGrid(out, body, { shape, data: bytes })));
   };
-  await runSidecarJob(context, { start, signal, onBlob });
-  return { files, out, steps, seed };
-}
-
-/** The folder or file of weights a user means: a path that holds weights, or a run's export or teacher. */
-function locateSource(context: BridgeContext, name: string, teacher: boolean): string {
-  if (name.startsWith('builtin:')) return locateWeights(name);
-  if (isHubLocator(name)) return checked(locateWeights(name, undefined, context.env));
-  const path = resolve(context.cwd, name);
-  const isThere = fs.existsSync(path) && !fs.existsSync(join(path, 'run.json'));
-  const looksLikePath = name.includes('/') || name.includes('\\') || /\.(safetensors|pth|pt|bin)$/.test(name);
-  if (isThere && (looksLikePath || fs.existsSync(join(path, 'sampler.json')))) return checked(path);
-  if (looksLikePath && !fs.existsSync(path)) {
-    throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `There are no weights at ${path}.`, {
-      hint: 'Give a run, an export folder or a weights file.',
-    });
-  }
-  const run = findRun(context.runsDir, name, context.cwd);
-  if (teacher) {
-    const weights = teacherLocator(readStoredConfig(run.dir));
-    return weights.startsWith('builtin:')
-      ? locateWeights(weights)
-      : checked(locateWeights(weights, undefined, context.env));
-  }
-  const found = exportLayouts.map(layout => join(run.dir, 'export', layout)).find(folder => fs.existsSync(folder));
-  if (found) return checked(found);
-  throw new RcmBridgeError('E_WEIGHTS_NOT_FOUND', `Run ${run.record.id} has no export: it is ${run.record.state}.`, {
-    hint:
-      run.record.state === 'stopped' || run.record.state === 'failed'
-        ? `Finish it first: rcm-bridge resume ${run.record.id}`
-        : 'Exports are written when a run ends.',
-  });
-}
-
-/** Weights are of use only with the sampler.json that says what network they belong to. */
-function checked(path: string): string {
-  const folder = folderOf(locateWeights(path));
-  if (fs.existsSync(join(folder, 'sampler.json'))) return path;
-  throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no sampler.json beside ${basename(path)} in ${folder}.`, {
-    hint: 'Use a run, or a folder of whole weights below its export/, such as export/official.',
-  });
-}
-
-/** A student takes 4 steps; a teacher as many as its sampler.json says. */
-function defaultSteps(source: string): number {
-  const folder = folderOf(source);
-  try {
-    const { kind, sampler } = JSON.parse(fs.readFileSync(join(folder, 'sampler.json'), 'utf8')) as {
-      kind?: string;
-      sampler?: { steps?: number };
-    };
-    return kind === 'teacher' ? (sampler?.steps ?? studentSteps) : studentSteps;
-  } catch {
-    throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `${join(folder, 'sampler.json')} cannot be read.`, {
-      hint: 'Export the run again, or use another one.',
-    });
-  }
+  await runSidecarJob(context, { start, signal: anySignal(context.options.signal, options.signal), onBlob });
+  return { files, out, steps, seed, samples: [] };
 }

@@ -130,6 +130,18 @@ const cases: readonly Case[] = [
   },
   { name: 'missing weights to sample', words: ['sample', './nowhere'], exitCode: 3, code: 'E_WEIGHTS_NOT_FOUND' },
   {
+    name: 'a prompt list of no prompts',
+    words: ['sample', 'x', '--prompts', 'a-file'],
+    exitCode: 2,
+    code: 'E_USAGE',
+  },
+  {
+    name: 'a prompt for a model of labels',
+    words: ['sample', 'builtin:digits-teacher', '--prompt', 'a seven'],
+    exitCode: 2,
+    code: 'E_USAGE',
+  },
+  {
     name: 'a GPU where there is none',
     words: ['distill', ...quickRun(2), '--set', 'compute.device=cuda', '--runs-dir', 'never-made'],
     env: { PATH: 'no-venv' },

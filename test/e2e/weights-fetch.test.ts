@@ -1,5 +1,5 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, realpathSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packageRoot } from '../../src/package-root.ts';
 import { type CliResult, runCli } from '../cli.ts';
 import { fixtures, testPython } from '../python.ts';
+import { pythonWithDevTools } from '../python-with-dev-tools.ts';
 
 const locator = 'hf:Tiny-AI/Wan-Tiny';
 const weights = 'diffusion_pytorch_model.safetensors';
@@ -19,7 +20,7 @@ let hub: ChildProcess | undefined;
 let env: NodeJS.ProcessEnv = {};
 beforeAll(async () => {
   root = realpathSync(mkdtempSync(join(tmpdir(), 'rcm-fetch-')));
-  python = pythonWithHub(join(root, 'python'));
+  python = pythonWithDevTools(join(root, 'python'));
   const folder = join(root, 'hub', 'Tiny-AI', 'Wan-Tiny');
   mkdirSync(folder, { recursive: true });
   makeWeights(folder);
@@ -34,18 +35,6 @@ afterAll(async () => {
   hub?.stdin?.end();
   await rm(root, { recursive: true, force: true });
 });
-
-/** An interpreter of its own that finds the packages of the tests and huggingface_hub from .dev. */
-function pythonWithHub(folder: string): string {
-  execFileSync(testPython(), ['-m', 'venv', '--without-pip', folder]);
-  const executable = join(folder, 'bin', 'python3');
-  const purelib = (interpreter: string): string =>
-    execFileSync(interpreter, ['-I', '-c', 'import sysconfig; print(sysconfig.get_paths()["purelib"])'], {
-      encoding: 'utf8',
-    }).trim();
-  writeFileSync(join(purelib(executable), 'tests.pth'), `${purelib(testPython())}\n${join(packageRoot(), '.dev')}\n`);
-  return executable;
-}
 
 function makeWeights(folder: string): void {
   const script = `

@@ -112,6 +112,7 @@ def sampler_document(product: Product, weights: str) -> dict[str, Any]:
         "conditioner": CONDITIONER_FILE,
         "latent": {"shape": list(data.train_images.shape[1:]), "mean": data.mean, "std": data.std},
         "textEncoder": config.model.text_encoder,
+        "encoders": config.model.path,
         "timeScale": product.network.spec.time_scale,
         "sampler": _sampler(product.kind, config),
         "step": product.step,

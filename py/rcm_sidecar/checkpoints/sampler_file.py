@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from rcm_sidecar.config import Count, NetworkOverrides, NotNegative, Positive, TeacherSampler
 from rcm_sidecar.errors import WeightsError
 
 SAMPLER_FILE = "sampler.json"
+
+Negative: TypeAlias = Annotated[str, Meta(pattern="^(empty|zeros|default|text:.*)$")]
+"""The negative condition of guidance; `default` is the model's own prompt."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -43,16 +47,17 @@ class TeacherPart(TeacherSampler, frozen=True, kw_only=True):
     """Settings of the solver with guidance; folders without `negative` were made with the empty condition."""
 
     guidance: NotNegative
-    negative: Literal["empty", "zeros"] = "empty"
+    negative: Negative = "empty"
 
 
 class WeightsFolder(Part, frozen=True, kw_only=True, tag_field="kind"):
-    """What both kinds say."""
+    """What both kinds say; `encoders` names the model whose text encoder and VAE go with the weights."""
 
     schema: Literal[1]
     network: NetworkPart
     weights: str
     conditioner: str | None
+    encoders: str | None = None
     latent: LatentPart
     time_scale: Positive
 

@@ -100,7 +100,6 @@ def test_an_export_holds_the_average_and_samples(layout: str, tiny_teacher: Path
         num=7,
         seed=3,
         label=4,
-        prompt=None,
         teacher=False,
         out_dir=str(out),
         threads=None,
@@ -121,7 +120,6 @@ def test_the_sample_job_with_a_teacher(tiny_teacher: Path, tmp_path: Path) -> No
         num=20,
         seed=0,
         label=None,
-        prompt=None,
         teacher=True,
         out_dir=str(tmp_path),
         threads=1,
@@ -140,7 +138,7 @@ def test_a_teacher_of_zero_negatives_is_sampled_with_them(tmp_path: Path) -> Non
 
     def drawn(name: str) -> torch.Tensor:
         out = tmp_path / name
-        fields = {"steps": 2, "num": 4, "seed": 0, "label": None, "prompt": None, "teacher": True, "threads": None}
+        fields = {"steps": 2, "num": 4, "seed": 0, "label": None, "teacher": True, "threads": None}
         run_job(SampleStart(source=str(folder), out_dir=str(out), **fields), RecordingLink())  # type: ignore[arg-type]
         return load_file(out / "samples.safetensors")["latents"]
 
@@ -156,7 +154,6 @@ def test_a_teacher_of_zero_negatives_is_sampled_with_them(tmp_path: Path) -> Non
     [
         ({"label": -1}, "E_USAGE"),
         ({"label": 10}, "E_USAGE"),
-        ({"prompt": "a seven"}, "E_USAGE"),
         ({"source": "nowhere"}, "E_WEIGHTS_NOT_FOUND"),
     ],
 )
@@ -167,7 +164,6 @@ def test_sample_refuses(changes: dict[str, Any], code: str, tiny_teacher: Path, 
         "num": 1,
         "seed": 0,
         "label": None,
-        "prompt": None,
         "teacher": False,
         "out_dir": str(tmp_path / "out"),
         "threads": None,

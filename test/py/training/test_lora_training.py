@@ -153,7 +153,7 @@ def test_checkpoints_and_exports(changes: dict[str, Any], tmp_path: Path) -> Non
         wanted = base + (6.0 / 3) * up @ down
         assert up.norm() > 0 and ((merged.double() - wanted).abs() <= 4 * 2**-24 * (base.abs() + wanted.abs())).all()
 
-    ask = {"steps": 1, "num": 3, "seed": 0, "label": None, "prompt": None, "teacher": False, "threads": None}
+    ask = {"steps": 1, "num": 3, "seed": 0, "label": None, "teacher": False, "threads": None}
     for layout in layouts:
         source = str(tmp_path / "export" / layout)
         assert run_sample(SampleStart(source=source, out_dir=str(tmp_path / layout), **ask), RecordingLink())  # type: ignore[arg-type]
