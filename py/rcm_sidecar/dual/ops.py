@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rcm_sidecar.dual import fused
 from rcm_sidecar.dual.attention import attention
+from rcm_sidecar.dual.float32 import weights_in_use
 from rcm_sidecar.dual.number import Dual, DualOrTensor, join, primal_of, split, wide_dtype, widen
 from rcm_sidecar.dual.rms_norm import rms_norm as _eager_rms_norm
 
@@ -83,6 +84,7 @@ def linear(x: DualOrTensor, weight: Tensor, bias: Tensor | None = None) -> DualO
     Returns:
         [..., out] in the weight's dtype.
     """
+    weight, bias = weights_in_use(weight, bias)
     value, tangent = split(x)
     value = _as(value, weight.dtype)
     if tangent is None:
