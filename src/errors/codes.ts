@@ -34,6 +34,11 @@ export const errorCodes = {
     summary: 'The run has no checkpoint to go on from.',
     fix: 'Start the run again; `checkpoints.everySteps` sets how often one is written.',
   },
+  E_CHECKSUM: {
+    exitCode: 1,
+    summary: 'Weights changed by themselves: the frozen teacher, or what processes should hold alike.',
+    fix: 'Check memory and links of the machines named, and go on elsewhere from a checkpoint before it.',
+  },
   E_CONFIG_EXTENDS_LOOP: {
     exitCode: 2,
     summary: 'A config extends itself, directly or through others.',
@@ -233,6 +238,11 @@ export const errorCodes = {
     exitCode: 4,
     summary: 'The Python sidecar did not start or did not say hello in time.',
     fix: '`rcm-bridge doctor` checks the environment.',
+  },
+  E_TANGENT_GATE: {
+    exitCode: 1,
+    summary: 'The derivative that training would use is not the derivative of the network.',
+    fix: 'Set `compute.attention: triton` or `eager`; if that passes, please report the kernel.',
   },
   E_TEACHER_CHECK: {
     exitCode: 5,

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rcm_sidecar.config import RunConfig
+from rcm_sidecar.config import NumberFormat, RunConfig
 from rcm_sidecar.data import Batch
 from rcm_sidecar.diffusion.coordinates import noisy_state, trig_point
 from rcm_sidecar.diffusion.guidance import Network, guided_velocity
@@ -35,7 +35,7 @@ LIMIT = 0.02
 """Largest relative error of Jv."""
 
 _ENOUGH_NUMBERS = 4096
-"""One sample of real data has a million numbers; small ones are taken together, or an error would be mostly chance."""
+"""So many outputs tell rounding from the rest. One sample of real data has a million; small ones are taken together."""
 _TIME_STEP, _STATE_STEP = 0.1, 0.01
 """How far the difference moves the network's own time, and the state relative to its size; the smaller one decides.
 
@@ -103,9 +103,9 @@ def uses_tangent(config: RunConfig) -> bool:
     return config.method in ("rcm", "scm") and config.losses.scm.time_derivative == "exact"
 
 
-def samples_needed(latent_numbers: int) -> int:
-    """How many samples the gate looks at: one, unless they are small."""
-    return max(1, -(-_ENOUGH_NUMBERS // latent_numbers))
+def samples_needed(precision: NumberFormat, latent_numbers: int) -> int:
+    """How many samples the gate looks at: one, unless they are small and rounded to half precision."""
+    return 1 if precision == "fp32" else max(1, -(-_ENOUGH_NUMBERS // latent_numbers))
 
 
 def report_tangent(config: RunConfig, trained: Trained, link: JobLink) -> None:
@@ -118,7 +118,8 @@ def report_tangent(config: RunConfig, trained: Trained, link: JobLink) -> None:
     if teacher is None or not uses_tangent(config):
         return
     started = time.perf_counter()
-    drawn = data.batch(0, min(samples_needed(math.prod(data.latent_shape)), data.size), config.seed)
+    count = samples_needed(config.compute.precision.compute, math.prod(data.latent_shape))
+    drawn = data.batch(0, min(count, data.size), config.seed)
     found = check_tangent(
         trained.learner.velocity,
         teacher,

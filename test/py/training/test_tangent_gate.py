@@ -37,25 +37,25 @@ class RandomText:
         return torch.zeros(batch, 5, 10)
 
 
-def digits():
+def digits(precision):
     """The shipped teacher, images and label table."""
-    data, count = load_digits_data(), samples_needed(64)
+    data, count = load_digits_data(), samples_needed(precision, 64)
     table = LabelConditioner.load(TEACHER / "conditioner.safetensors")
     return teacher(torch.float32), Batch(data.train_images[:count], data.train_labels[:count]), table
 
 
-def small(kind):
+def small(kind, precision):
     """A small network of random weights, on noise."""
     module, frames = SMALL[kind]
     shape = (3, frames, 4, 6)
-    count, source = samples_needed(72 * frames), torch.Generator().manual_seed(0)
+    count, source = samples_needed(precision, 72 * frames), torch.Generator().manual_seed(0)
     latents = torch.randn(count, *shape, generator=source)
     return module.small_network(torch.float32, out_dim=3), Batch(latents, torch.arange(count) % 4), RandomText()
 
 
 def gate(kind, precision="fp32", residual="bf16"):
     """What the gate finds with weights stored as a frozen network's are."""
-    net, batch, condition = digits() if kind == "digits" else small(kind)
+    net, batch, condition = digits(precision) if kind == "digits" else small(kind, precision)
     for name, parameter in net.named_parameters():
         if precision == "bf16" and not name.startswith(net.wide_parts):
             parameter.data = parameter.data.bfloat16()
