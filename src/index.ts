@@ -44,7 +44,7 @@ export type {
 } from './runs/events.ts';
 export type { CancelOptions, RunDescription, RunHandle, RunResult, SampleRequest } from './runs/handle.ts';
 export type { BridgeOptions, ResumeOptions, RunOptions, SampleOptions, SampleResult } from './runs/options.ts';
-export type { EndState, RunErrorRecord, RunProgress, RunRecord, RunState } from './runs/record.ts';
+export type { EndState, RunErrorRecord, RunParent, RunProgress, RunRecord, RunState } from './runs/record.ts';
 export type { ComparedWeights, WeightsProblem } from './weights/compare.ts';
 export type { FetchOptions, FetchPlan, FetchResult } from './weights/fetch.ts';
 export type {

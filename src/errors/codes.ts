@@ -44,6 +44,11 @@ export const errorCodes = {
     summary: 'A config extends itself, directly or through others.',
     fix: 'Remove one of the `extends` lines that the message lists.',
   },
+  E_CONFIG_FIXED: {
+    exitCode: 2,
+    summary: 'A key has another value than the run began with, and it is none that may change on resume.',
+    fix: 'Start a new run with it; `student.init` takes the weights of the old one.',
+  },
   E_CONFIG_NOT_FOUND: {
     exitCode: 2,
     summary: 'There is no such config file or preset, or it cannot be read.',
