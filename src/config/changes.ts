@@ -1,6 +1,6 @@
 /** What differs between the config a run began with and another one, and whether the run may take it over. */
 import { isDeepStrictEqual } from 'node:util';
-import { type SchemaNode, resolvedJsonSchema, schemaAt } from './json-schema.ts';
+import { resolvedJsonSchema, type SchemaNode, schemaAt } from './json-schema.ts';
 import { isDocument } from './layers.ts';
 import type { RcmConfig } from './types.ts';
 

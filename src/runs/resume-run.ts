@@ -108,18 +108,11 @@ function refuseLiving(runDir: string, seen: RunRecord): void {
 }
 
 /** A run that ended before its first checkpoint starts from the beginning, in the same folder. */
-async function checkpointFor(
-  context: BridgeContext,
-  runDir: string,
-  seen: RunRecord,
-): Promise<Checkpoint | undefined> {
+async function checkpointFor(context: BridgeContext, runDir: string, seen: RunRecord): Promise<Checkpoint | undefined> {
   try {
     const found = await findCheckpoint(runDir);
     if (found.step < seen.progress.step)
-      context.logger.info(
-        { step: found.step, reached: seen.progress.step },
-        'going back to the newest checkpoint',
-      );
+      context.logger.info({ step: found.step, reached: seen.progress.step }, 'going back to the newest checkpoint');
     return found;
   } catch (error) {
     if ((error as RcmBridgeError).code !== 'E_CHECKPOINT_MISSING') throw error;

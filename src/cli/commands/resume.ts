@@ -24,7 +24,8 @@ export const resume: Command = {
       .option('from-step', {
         type: 'string',
         requiresArg: true,
-        describe: 'Start a child run from the checkpoint of this step; the run itself stays as it is (--set: the newest)',
+        describe:
+          'Start a child run from the checkpoint of this step; the run itself stays as it is (--set: the newest)',
       })
       .option('allow-drift', { type: 'boolean', describe: 'Go on with another torch version; results will differ' }),
 
