@@ -54,7 +54,7 @@ export type {
   SampleResult,
 } from './runs/options.ts';
 export type { PlanOptions } from './runs/plan-run.ts';
-export type { EndState, RunErrorRecord, RunProgress, RunRecord, RunState } from './runs/record.ts';
+export type { EndState, RunErrorRecord, RunParent, RunProgress, RunRecord, RunState } from './runs/record.ts';
 export type { ComparedWeights, WeightsProblem } from './weights/compare.ts';
 export type { FetchOptions, FetchPlan, FetchResult } from './weights/fetch.ts';
 export type {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, load_checkpoint
+from rcm_sidecar.checkpoints.training_state import load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
 from rcm_sidecar.distributed.job_team import JobTeam
@@ -31,6 +31,7 @@ from rcm_sidecar.training.determinism import set_up
 from rcm_sidecar.training.loop import TrainingLoop, check_drift
 from rcm_sidecar.training.products import Products
 from rcm_sidecar.training.setup import Trained, set_up_distillation, set_up_pretraining
+from rcm_sidecar.training.tangent_gate import report_tangent
 from rcm_sidecar.weights_job import run_weights
 
 
@@ -79,11 +80,14 @@ def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam
     resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
     own_threads = max(1, config.compute.threads // config.compute.gpus_per_node)
     threads = own_threads if resumed is None else resumed[1].environment.threads
-    environment = set_up(threads, config.compute.deterministic, team.sizes)
+    environment = set_up(threads, config.compute.deterministic, team.sizes, team.device)
     choose_kernels(config.compute.attention)
     if resumed is not None:
         check_drift(resumed[1], environment, start.allow_drift, link)
-    trained = _set_up(start, config, resumed, team)
+    # A run that goes on with the kernels it was checked with needs no second check.
+    unchecked = resumed is None or environment.has_other_kernels(resumed[1].environment)
+    check = team.tell(config.health.teacher_check and unchecked)
+    trained = _set_up(start, config, check, team)
     warning = statistics_warning(trained.data.statistics())
     if warning is not None:
         link.log("warn", warning)
@@ -96,16 +100,15 @@ def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam
         loop.resume(resumed[0], Path(start.resume_from or ""))
         if resumed[1].config_hash != loop.config_hash:
             link.log("info", "The config is not the one the checkpoint was written with.")
+    if check and isinstance(start, DistillStart):
+        report_tangent(config, trained, link)
     trained.trainer.check = lambda: _abandon_step(link)
     return loop.run()
 
 
-def _set_up(
-    start: TrainingStart, config: RunConfig, resumed: tuple[StoredState, Manifest] | None, team: JobTeam
-) -> Trained:
+def _set_up(start: TrainingStart, config: RunConfig, check: bool, team: JobTeam) -> Trained:
     if isinstance(start, DistillStart):
-        # A resumed run was checked when it began, and its student is no copy of the teacher any more.
-        return set_up_distillation(config, config.health.teacher_check and resumed is None, team)
+        return set_up_distillation(config, check, team)
     return set_up_pretraining(config, team)
 
 

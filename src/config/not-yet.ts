@@ -29,7 +29,6 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'evaluation.benchmarks': [[]],
   'evaluation.previews.prompts': ['builtin:digits-10', 'builtin:video-8', 'builtin:image-8'],
   'health.reference': [null],
-  'health.checksumEverySteps': [null, 1000],
   'health.onAlarm': ['warn'],
   'logging.sinks': [[], ['csv'], ['tensorboard'], ['tensorboard', 'wandb']],
   'notify.webhook': [null],

@@ -34,10 +34,20 @@ export const errorCodes = {
     summary: 'The run has no checkpoint to go on from.',
     fix: 'Start the run again; `checkpoints.everySteps` sets how often one is written.',
   },
+  E_CHECKSUM: {
+    exitCode: 1,
+    summary: 'Weights changed by themselves: the frozen teacher, or what processes should hold alike.',
+    fix: 'Check memory and links of the machines named, and go on elsewhere from a checkpoint before it.',
+  },
   E_CONFIG_EXTENDS_LOOP: {
     exitCode: 2,
     summary: 'A config extends itself, directly or through others.',
     fix: 'Remove one of the `extends` lines that the message lists.',
+  },
+  E_CONFIG_FIXED: {
+    exitCode: 2,
+    summary: 'A key has another value than the run began with, and it is none that may change on resume.',
+    fix: 'Start a new run with it; `student.init` takes the weights of the old one.',
   },
   E_CONFIG_NOT_FOUND: {
     exitCode: 2,
@@ -238,6 +248,11 @@ export const errorCodes = {
     exitCode: 4,
     summary: 'The Python sidecar did not start or did not say hello in time.',
     fix: '`rcm-bridge doctor` checks the environment.',
+  },
+  E_TANGENT_GATE: {
+    exitCode: 1,
+    summary: 'The derivative that training would use is not the derivative of the network.',
+    fix: 'Set `compute.attention: triton` or `eager`; if that passes, please report the kernel.',
   },
   E_TEACHER_CHECK: {
     exitCode: 5,

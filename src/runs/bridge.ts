@@ -46,7 +46,11 @@ export interface Bridge extends AsyncDisposable {
    * @throws E_CONFIG_*, E_NETWORK_*, E_SIDECAR_*, E_ABORTED
    */
   check(config?: string | RcmConfigInput, options?: CheckOptions): Promise<ConfigCheck>;
-  /** Goes on with a run (an id, the start of one, a path, or `last`). A complete one is only opened. */
+  /**
+   * Goes on with a run (an id, the start of one, a path, or `last`). A complete one is only opened. With `fromStep` or
+   * `set` a child run goes on from the checkpoint, and the run itself stays as it is.
+   * @throws E_RUN_NOT_FOUND, E_RUN_BUSY, E_CHECKPOINT_*, E_TORCH_DRIFT, E_CONFIG_FIXED, E_CONFIG_*, E_PYTHON_*
+   */
   resume(run: string, options?: ResumeOptions): Promise<RunHandle>;
   /** Draws samples from a run's export, an export folder, a weights file with its sampler.json, or `builtin:NAME`. */
   sample(source: string, options?: SampleOptions): Promise<SampleResult>;

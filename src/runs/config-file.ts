@@ -13,10 +13,14 @@ export function writeStoredConfig(runDir: string, resolved: ResolvedConfig): voi
 }
 
 /** The config a run was started with. @throws E_RUN_DIR when the file is missing or broken */
-export function readStoredConfig(runDir: string): RcmConfig {
+export const readStoredConfig = (runDir: string): RcmConfig => readStoredResolved(runDir).config;
+
+/** It, and where its values came from. @throws E_RUN_DIR */
+export function readStoredResolved(runDir: string): ResolvedConfig {
   try {
-    const { config } = JSON.parse(fs.readFileSync(join(runDir, configName), 'utf8')) as { config?: RcmConfig };
-    if (config) return config;
+    const stored = JSON.parse(fs.readFileSync(join(runDir, configName), 'utf8')) as Partial<ResolvedConfig>;
+    const { config, origins = {}, source = 'object' } = stored;
+    if (config) return { config, origins, source };
   } catch {
     // Said below: without a config nothing about the run can be trusted.
   }

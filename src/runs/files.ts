@@ -86,6 +86,18 @@ export function openForAppending(path: string): number {
   return guarded(path, () => fs.openSync(path, 'a'));
 }
 
+/** Gives a file that is never written again a second name; copies it where the file system cannot. @throws E_DISK_FULL */
+export function shareFile(from: string, to: string): void {
+  guarded(to, () => {
+    try {
+      fs.linkSync(from, to);
+    } catch (error) {
+      if (['ENOENT', 'ENOSPC', 'EDQUOT'].includes(errorCode(error) ?? '')) throw error;
+      fs.copyFileSync(from, to, fs.constants.COPYFILE_FICLONE);
+    }
+  });
+}
+
 /** Removes a file or a folder with all in it; what is missing already is fine. */
 export function remove(path: string): void {
   fs.rmSync(path, { recursive: true, force: true });

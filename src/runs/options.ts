@@ -54,11 +54,14 @@ export interface RunOptions {
   readonly onCreated?: (run: RunHandle) => void;
 }
 
+/** With `fromStep` or `set` a child run goes on from a checkpoint, and the run itself stays as it is. */
 export interface ResumeOptions {
   /** Go on with another torch version; the result will differ from an uninterrupted run. */
   readonly allowDrift?: boolean;
-  /** The checkpoint to go on from. Default: the newest that is whole. */
+  /** The step of the checkpoint that a child run goes on from. Default, with `set`: the newest. */
   readonly fromStep?: number;
+  /** Config keys of the child run, as in `RunOptions`; only those that may change on resume. */
+  readonly set?: readonly string[] | Readonly<Record<string, unknown>>;
   /** As in `RunOptions`. */
   readonly detached?: boolean;
   readonly signal?: AbortSignal;

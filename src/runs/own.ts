@@ -27,7 +27,9 @@ export async function own(context: BridgeContext, parts: OwnParts): Promise<RunH
   const { runDir, options } = parts;
   const signal = anySignal(context.options.signal, options.signal);
   const { cwd, commandLine } = context;
-  const environment = await describeEnvironment({ python: parts.python, cwd, commandLine });
+  const { parent } = parts.record;
+  const described = await describeEnvironment({ python: parts.python, cwd, commandLine });
+  const environment = { ...described, ...(parent ? { parent } : {}) };
   await writeEnvironment(runDir, environment);
   const run = await startOwnedRun({
     ...parts,

@@ -51,6 +51,13 @@ export interface RunRecord {
   readonly exitCode: number | null;
   readonly error: RunErrorRecord | null;
   readonly smoke: boolean;
+  /** The run and the step of its checkpoint that this one went on from; only a child has it. */
+  readonly parent?: RunParent;
+}
+
+export interface RunParent {
+  readonly id: string;
+  readonly step: number;
 }
 
 /** Gates bound a student that had all its steps: a smoke run has no such student, a pretraining none at all. */

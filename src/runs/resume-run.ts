@@ -1,4 +1,4 @@
-/** `resume`: goes on with a run from its newest whole checkpoint, as a new attempt. */
+/** `resume`: goes on with a run from its newest checkpoint, as a new attempt; with a step or settings see branch-run.ts. */
 import fs from 'node:fs';
 import { join } from 'node:path';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
@@ -24,13 +24,16 @@ import { findRun } from './store.ts';
 const lockPatienceMs = 5_000;
 
 /**
- * Goes on with a run. One that has reached its total is only opened: nothing is left to do.
+ * Goes on with a run, or starts a child of it with `fromStep` or `set`. One that has reached its total is only opened: nothing is left to do.
  * @throws E_RUN_NOT_FOUND, E_RUN_BUSY, E_CHECKPOINT_MISSING, E_CHECKPOINT_CORRUPT, E_TORCH_DRIFT, E_PYTHON_*
  */
 export async function resumeRun(context: BridgeContext, name: string, options: ResumeOptions): Promise<RunHandle> {
   const signal = anySignal(context.options.signal, options.signal);
   throwIfAborted(signal);
-  const { dir: runDir, record: seen } = findRun(context.runsDir, name, context.cwd);
+  const found = findRun(context.runsDir, name, context.cwd);
+  const { branchRun, isBranch } = await import('./branch-run.ts');
+  if (isBranch(options)) return branchRun(context, found, options);
+  const { dir: runDir, record: seen } = found;
   if (seen.state === 'succeeded') {
     context.notice(
       `Run ${seen.id} has already reached its total of ${seen.progress.steps} steps; nothing is left to do.`,
@@ -40,7 +43,7 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
   refuseLiving(runDir, seen);
   if (options.detached) return resumeDetached(context, runDir, options, signal);
   const config = readStoredConfig(runDir);
-  const checkpoint = await checkpointFor(context, runDir, seen, options);
+  const checkpoint = await checkpointFor(context, runDir, seen);
   const python = await context.findPython(signal);
   if (checkpoint && !options.allowDrift) refuseDrift(checkpoint, python);
   throwIfAborted(signal);
@@ -83,10 +86,10 @@ async function resumeDetached(
   options: ResumeOptions,
   signal: AbortSignal | undefined,
 ): Promise<RunHandle> {
-  const { allowDrift = false, fromStep } = options;
+  const { allowDrift = false } = options;
   const python = await context.findPython(signal);
   const { startDetached } = await import('./detached/start-detached.ts');
-  const task = { kind: 'resume', allowDrift, ...(fromStep === undefined ? {} : { fromStep }) } as const;
+  const task = { kind: 'resume', allowDrift } as const;
   return startDetached(context, { task, runDir, python, options });
 }
 
@@ -105,30 +108,21 @@ function refuseLiving(runDir: string, seen: RunRecord): void {
 }
 
 /** A run that ended before its first checkpoint starts from the beginning, in the same folder. */
-async function checkpointFor(
-  context: BridgeContext,
-  runDir: string,
-  seen: RunRecord,
-  { fromStep }: ResumeOptions,
-): Promise<Checkpoint | undefined> {
+async function checkpointFor(context: BridgeContext, runDir: string, seen: RunRecord): Promise<Checkpoint | undefined> {
   try {
-    const found = await findCheckpoint(runDir, fromStep);
-    const skipped = fromStep === undefined && found.step < seen.progress.step;
-    if (skipped)
-      context.logger.info(
-        { step: found.step, reached: seen.progress.step },
-        'going back to the newest whole checkpoint',
-      );
+    const found = await findCheckpoint(runDir);
+    if (found.step < seen.progress.step)
+      context.logger.info({ step: found.step, reached: seen.progress.step }, 'going back to the newest checkpoint');
     return found;
   } catch (error) {
-    if (fromStep !== undefined || (error as RcmBridgeError).code !== 'E_CHECKPOINT_MISSING') throw error;
+    if ((error as RcmBridgeError).code !== 'E_CHECKPOINT_MISSING') throw error;
     context.notice(`Run ${seen.id} has no checkpoint yet: it starts again at step 0.`);
     return undefined;
   }
 }
 
 /** Another torch computes other bits. The sidecar compares builds too (2.11.0+cpu); the probe may not know them. */
-function refuseDrift({ manifest }: Checkpoint, python: Interpreter): void {
+export function refuseDrift({ manifest }: Checkpoint, python: Interpreter): void {
   const now = python.packages.torch;
   if (typeof manifest.torch !== 'string' || typeof now !== 'string' || release(manifest.torch) === release(now)) return;
   throw new RcmBridgeError(

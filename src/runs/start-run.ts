@@ -2,10 +2,11 @@
 import { join, resolve } from 'node:path';
 import { sizeWarnings } from '../config/sizes.ts';
 import type { RcmConfigInput, ResolvedConfig } from '../config/types.ts';
-import { type RcmBridgeError, throwIfAborted } from '../errors/index.ts';
+import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import { distillationPlan, pretrainingPlan, smokePlan } from '../evaluation/plan.ts';
 import type { EvaluationPlan } from '../protocol/messages.ts';
-import { writeStoredConfig } from './config-file.ts';
+import { type Checkpoint, checkpointPath, shareCheckpoint } from './checkpoints.ts';
+import { readStoredConfig, writeStoredConfig } from './config-file.ts';
 import { anySignal, type BridgeContext, cacheDir, type Interpreter } from './context.ts';
 import { makeDirectory, remove } from './files.ts';
 import type { RunHandle } from './handle.ts';
@@ -16,7 +17,7 @@ import type { RunOptions } from './options.ts';
 import { own } from './own.ts';
 import { thisOwner } from './owner.ts';
 import { checkPlan } from './plan-run.ts';
-import { type Job, type RunRecord, readRecord, writeRecord } from './record.ts';
+import { type Job, type RunParent, type RunRecord, readRecord, writeRecord } from './record.ts';
 import { resumeRun } from './resume-run.ts';
 import { newRunId } from './run-id.ts';
 import { smokeConfig } from './smoke.ts';
@@ -31,6 +32,15 @@ export interface PreparedRun {
   readonly python: Interpreter;
   /** Absolute; undefined: one below the runs folder, named when it is made. */
   readonly runDir: string | undefined;
+  /** What a child run goes on from. */
+  readonly branch?: Branch;
+}
+
+export interface Branch {
+  readonly parent: RunParent;
+  /** The parent's; the child gets it into its own folder. */
+  readonly checkpoint: Checkpoint;
+  readonly allowDrift: boolean;
 }
 
 /** A new run's id and its absolute folder. */
@@ -52,9 +62,7 @@ export async function prepareRun(
 ): Promise<PreparedRun> {
   const signal = anySignal(context.options.signal, options.signal);
   throwIfAborted(signal);
-  const { loadConfig } = await import('../config/load.ts');
-  const loaded = await loadConfig(source, { cwd: context.cwd, env: context.env, set: settings(job, options) });
-  const resolved = options.smoke ? { ...loaded, config: smokeConfig(loaded.config) } : loaded;
+  const resolved = await resolveConfig(context, job, source, options);
   const { config } = resolved;
   const runDir = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
   if (runDir === undefined) checkRunsDir(context.runsDir);
@@ -71,6 +79,19 @@ export async function prepareRun(
   return { job, resolved, plan, steps: totalSteps(job, resolved), python, runDir };
 }
 
+async function resolveConfig(
+  { cwd, env }: BridgeContext,
+  job: Job,
+  source: string | RcmConfigInput,
+  options: RunOptions,
+): Promise<ResolvedConfig> {
+  const { loadConfig } = await import('../config/load.ts');
+  const loaded = await loadConfig(source, { cwd, env, set: settings(job, options) });
+  return options.smoke ? { ...loaded, config: smokeConfig(loaded.config) } : loaded;
+}
+
+export const stepsKey = (job: Job): string => (job === 'distill' ? 'schedule.steps' : 'pretrain.steps');
+
 export const totalSteps = (job: Job, { config }: Pick<ResolvedConfig, 'config'>): number =>
   job === 'distill' ? config.schedule.steps : config.pretrain.steps;
 
@@ -80,7 +101,7 @@ function settings(
   { set = [], steps, gpus, name }: RunOptions,
 ): readonly string[] | Readonly<Record<string, unknown>> {
   const flags = {
-    [job === 'distill' ? 'schedule.steps' : 'pretrain.steps']: steps,
+    [stepsKey(job)]: steps,
     'compute.gpusPerNode': gpus,
     name,
   };
@@ -98,11 +119,42 @@ export async function startRun(
 ): Promise<RunHandle> {
   const existing = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
   if (existing !== undefined && options.ifExists === 'resume' && readRecord(existing)) {
+    await compareWithStored(context, existing, await resolveConfig(context, job, source, options));
     const { signal, onCreated, detached = false } = options;
     const common = { detached, ...(signal ? { signal } : {}), ...(onCreated ? { onCreated } : {}) };
     return resumeRun(context, existing, common);
   }
-  const prepared = await prepareRun(context, job, source, options);
+  return launchPrepared(context, await prepareRun(context, job, source, options), options);
+}
+
+/**
+ * `--if-exists resume` goes on with the config the run began with: another one is refused where it would make another
+ * run, and told where it would not.
+ * @throws E_CONFIG_FIXED
+ */
+async function compareWithStored(context: BridgeContext, runDir: string, given: ResolvedConfig): Promise<void> {
+  const { configChanges } = await import('../config/changes.ts');
+  const changes = configChanges(readStoredConfig(runDir), given.config);
+  const fixed = changes.find(({ mayChange }) => !mayChange);
+  if (fixed) {
+    const { path, before, after } = fixed;
+    throw new RcmBridgeError(
+      'E_CONFIG_FIXED',
+      `The run in ${runDir} began with ${path}=${JSON.stringify(before)}, not ${JSON.stringify(after)}.`,
+      { hint: 'Give the config it began with, or another --run-dir for a new run.', details: { ...fixed, runDir } },
+    );
+  }
+  if (changes.length === 0) return;
+  const names = changes.map(({ path }) => path).join(', ');
+  context.notice(`The run goes on with its own ${names}; resume --set makes a child run with other values.`);
+}
+
+/** Starts a run whose checks are done, in this process or detached. */
+export async function launchPrepared(
+  context: BridgeContext,
+  prepared: PreparedRun,
+  options: Pick<RunOptions, 'smoke' | 'detached' | 'signal' | 'onCreated'>,
+): Promise<RunHandle> {
   const id = newRunId(prepared.resolved.config.name);
   const runDir = prepared.runDir ?? join(context.runsDir, id);
   const run = options.detached
@@ -116,7 +168,7 @@ async function startPreparedDetached(
   context: BridgeContext,
   prepared: PreparedRun,
   { id, runDir }: RunPlace,
-  options: RunOptions,
+  options: Pick<RunOptions, 'smoke' | 'signal' | 'onCreated'>,
 ): Promise<RunHandle> {
   const { startDetached } = await import('./detached/start-detached.ts');
   const task = { kind: 'start', id, prepared, smoke: options.smoke ?? false } as const;
@@ -133,15 +185,16 @@ export async function ownPrepared(
   throwIfAborted(anySignal(context.options.signal, options.signal));
   const { runDir } = place;
   const { record, lock } = await createRunDir(prepared, place, options.smoke ?? false);
-  const { config } = prepared.resolved;
+  const { branch, resolved } = prepared;
+  const { config } = resolved;
   const start = {
     job: prepared.job,
     config: config as unknown as Record<string, unknown>,
     runId: record.id,
     runDir,
     attempt: 1,
-    resumeFrom: null,
-    allowDrift: false,
+    resumeFrom: branch ? checkpointPath(runDir, branch.checkpoint.step) : null,
+    allowDrift: branch?.allowDrift ?? false,
     cacheDir: cacheDir(context.env),
     plan: prepared.plan,
     smoke: record.smoke,
@@ -159,6 +212,7 @@ async function createRunDir(
   smoke: boolean,
 ): Promise<{ readonly record: RunRecord; readonly lock: RunLock }> {
   const now = new Date().toISOString();
+  const { branch } = prepared;
   const record: RunRecord = {
     id,
     job: prepared.job,
@@ -167,16 +221,18 @@ async function createRunDir(
     owner: thisOwner(),
     heartbeat: now,
     times: { created: now, started: now, ended: null },
-    progress: { step: 0, steps: prepared.steps, studentUpdates: 0, criticUpdates: 0 },
+    progress: { step: branch?.parent.step ?? 0, steps: prepared.steps, studentUpdates: 0, criticUpdates: 0 },
     exitCode: null,
     error: null,
     smoke,
+    ...(branch ? { parent: branch.parent } : {}),
   };
   makeDirectory(runDir);
   const lock = await takeLock(runDir);
   try {
     makeDirectory(join(runDir, inboxName));
     writeStoredConfig(runDir, prepared.resolved);
+    if (branch) shareCheckpoint(branch.checkpoint, runDir);
     // run.json comes last: a folder with run.json is a run.
     writeRecord(runDir, record);
     return { record, lock };

@@ -1,5 +1,5 @@
 import type { ChildProcess } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { quickRun, runCli, temporaryFolder } from '../cli.ts';
@@ -50,6 +50,41 @@ describe('a run that was killed', () => {
     expect(again.stderr).toMatch(/already/i);
   });
 });
+
+describe('a child run', () => {
+  it('goes on from an earlier step bit for bit, and leaves its parent alone', async () => {
+    const before = snapshot(reference);
+    const words = ['resume', 'last', '--runs-dir', 'reference'];
+    const refused = await runCli([...words, '--set', 'student.optimizer.learningRate=1e-6'], { cwd: folder.path });
+    expect(refused.code).toBe(2);
+    expect(refused.stdout).toBe('');
+    expect(refused.stderr.trim().split('\n')).toHaveLength(2);
+    expect(refused.stderr).toMatch(/student\.optimizer\.learningRate cannot change.*\n.*student\.init/);
+
+    const options = ['--from-step', '8', '--set', 'checkpoints.everySteps=null', '--json'];
+    const done = await runCli([...words, ...options], { cwd: folder.path });
+    expect(done.code, done.stderr).toBe(0);
+    const { runDir } = JSON.parse(done.stdout) as { runDir: string };
+    expect(runDir).not.toBe(reference);
+    expect(snapshot(reference)).toEqual(before);
+    expect(finalWeights(runDir)).toEqual(finalWeights(reference));
+    const metrics = metricsByStep(reference);
+    const later = Object.entries(metrics).filter(([step]) => Number.parseInt(step, 10) > 8);
+    expect(metricsByStep(runDir)).toEqual(Object.fromEntries(later));
+    expect(readJson(join(runDir, 'run.json'))).toMatchObject({ attempt: 1, parent: { step: 8 } });
+    const list = await runCli(['runs', 'list', '--runs-dir', 'reference'], { cwd: folder.path });
+    expect(list.stdout.split('\n')[0]).toMatch(/child of \d.* from step 8$/);
+  }, 90_000);
+});
+
+/** Size and time of change of every file. */
+const snapshot = (runDir: string): Readonly<Record<string, string>> =>
+  Object.fromEntries(
+    readdirSync(runDir, { recursive: true, encoding: 'utf8' })
+      .map(name => [name, statSync(join(runDir, name))] as const)
+      .filter(([, status]) => status.isFile())
+      .map(([name, { size, mtimeMs }]) => [name, `${size} ${mtimeMs}`]),
+  );
 
 /** Kills when the stream of events on stdout shows that `step` has been trained. */
 function killAtStep(child: ChildProcess, victim: 'sidecar' | 'node' | 'both', step: number): void {

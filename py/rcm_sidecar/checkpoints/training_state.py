@@ -231,6 +231,7 @@ def read_manifest(folder: Path) -> Manifest | None:
                 threads=document["threads"],
                 cpu_capability=document["cpuCapability"],
                 world=ParallelSizes(**document["world"]),
+                device=document.get("device", ""),
             ),
             config_hash=document["configHash"],
         )
@@ -283,6 +284,7 @@ def _manifest_document(
         "torch": environment.torch,
         "threads": environment.threads,
         "cpuCapability": environment.cpu_capability,
+        "device": environment.device,
         "configHash": config_hash,
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -26,6 +27,9 @@ FUSED_HEAD_DIMS = (32, 64, 96, 128, 256)
 # Below this many scores per head, one batched product per step beats the tiled kernel behind torch's own attention
 # (measured on a CPU at 16 tokens: 0.37 ms against 0.52 forward, 0.4 against 1.2 backward).
 SMALL_SCORES = 128 * 128
+
+# More scores than these (2 GiB in float32) are computed some rows at a time: a video in float32 has 10^10.
+LARGEST_SCORES = 1 << 29
 
 _aten = torch.ops.aten
 
@@ -171,7 +175,15 @@ def eager_forward(
     scale: float,
     mask: Mask,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """`forward_kernel` in plain torch, in at least float32; holds the whole score matrix."""
+    """`forward_kernel` in plain torch, in at least float32; without a mask it holds at most `LARGEST_SCORES` scores."""
+    rows = max(1, LARGEST_SCORES // (q.shape[0] * q.shape[1] * k.shape[-2]))
+    if mask is None and rows < q.shape[-2]:
+        parts = [
+            eager_forward(part, k, v, tangent, tk, tv, scale, mask)
+            for part, tangent in zip(q.split(rows, -2), _split_rows(tq, q.shape[-2], rows), strict=True)
+        ]
+        out, tangents, lse, mus = zip(*parts, strict=True)
+        return torch.cat(out, -2), _joined_rows(tangents, -2), torch.cat(lse, -1), _joined_rows(mus, -1)
     heads = q.shape[:2]
     q3, k3, v3 = _matrices(q), _matrices(k), _matrices(v)
     scores = _masked(_scores(q3, k3, scale), mask)
@@ -212,6 +224,15 @@ def eager_backward(
 def _matrices(x: Tensor) -> Tensor:
     """[B, H, L, d] as contiguous [B H, L, d] in at least float32."""
     return widen(x).contiguous().flatten(0, 1)
+
+
+def _split_rows(x: Tensor | None, length: int, rows: int) -> Sequence[Tensor | None]:
+    return [None] * -(-length // rows) if x is None else x.split(rows, -2)
+
+
+def _joined_rows(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present, dim) if present else None
 
 
 def _scores(q: Tensor, k: Tensor, scale: float, plus: Tensor | None = None) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rcm_sidecar.dual import fused
 from rcm_sidecar.dual.attention import attention
+from rcm_sidecar.dual.float32 import weights_in_use
 from rcm_sidecar.dual.kept import KeptResults, kept_results
 from rcm_sidecar.dual.number import Dual, DualOrTensor, join, primal_of, split, wide_dtype, widen
 from rcm_sidecar.dual.product import tied_product
@@ -86,6 +87,7 @@ def linear(x: DualOrTensor, weight: Tensor, bias: Tensor | None = None, *, worth
     Returns:
         [..., out] in the weight's dtype.
     """
+    weight, bias = weights_in_use(weight, bias)
     value, tangent = split(x)
     value = _as(value, weight.dtype)
     kept = kept_results("product") if worth_keeping else None

@@ -14,6 +14,7 @@ from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.files import write_tensors
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
 from rcm_sidecar.protocol import CheckpointBody, EndBody, Export, Progress, TrainingStart
+from rcm_sidecar.training.checksums import ChecksumGuard
 from rcm_sidecar.training.determinism import Environment
 from rcm_sidecar.training.health import NonFinite, NonFiniteWindow
 from rcm_sidecar.training.metric_log import MetricLog
@@ -52,6 +53,7 @@ class TrainingLoop:
     _log: MetricLog = field(init=False)
     _window: NonFiniteWindow = field(init=False)
     _writer: CheckpointWriter = field(init=False)
+    _checksums: ChecksumGuard = field(init=False)
     _saved: tuple[int, str] | None = field(init=False, default=None)
     _exports: tuple[Export, ...] = field(init=False, default=())
     _latest: dict[str, float] = field(init=False, default_factory=dict)
@@ -63,6 +65,7 @@ class TrainingLoop:
         settings = self.config.health.non_finite
         self._log = MetricLog(self.config.logging.every_steps)
         self._window = NonFiniteWindow(settings.policy, settings.max_share, settings.window_steps)
+        self._checksums = ChecksumGuard(self.trained, self.config.health.checksum_every_steps)
         self.trained.trainer.wants = self.link.requests.waiting
         self._writer = CheckpointWriter(
             self._root, self.config.checkpoints, self.environment, self.config_hash, verify=self.start.smoke
@@ -85,12 +88,13 @@ class TrainingLoop:
         """Train to the last step, export, evaluate.
 
         Raises:
-            TrainingError: E_NON_FINITE.
+            TrainingError: E_NON_FINITE, E_CHECKSUM.
             HostError: E_DISK_FULL.
             JobCancelled: without a checkpoint, where there are other processes.
         """
         try:
             self.link.activity("training", self.step)
+            self._checksums.begin(self.step)
             self._handle_requests()
             self._evaluate_if_due()
             while self.step < self.trained.steps:
@@ -145,6 +149,7 @@ class TrainingLoop:
         if result.non_finite is not None:
             self._keep_bad_batch(result)
             self._window_add(result.non_finite)
+        self._checksums.check_if_due(self.step)
         self._previews_if_due()
         if _is_due(self.step, self.config.checkpoints.every_steps):
             self._begin_checkpoint("schedule")

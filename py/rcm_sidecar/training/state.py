@@ -22,7 +22,7 @@ def capture(trained: Trained, values: Mapping[str, Any]) -> TrainingState:
         "samplesSeen": trainer.step * trained.samples,
         "teacher": trained.teacher_key,
     }
-    return TrainingState(trainer.step, _live_tensors(trained), {**counters, **values})
+    return TrainingState(trainer.step, live_tensors(trained), {**counters, **values})
 
 
 def restore(trained: Trained, state: StoredState) -> None:
@@ -33,7 +33,7 @@ def restore(trained: Trained, state: StoredState) -> None:
     """
     trainer, values = trained.trainer, state.values
     _check_teacher(trained.teacher_key, values.get("teacher"))
-    tensors = _live_tensors(trained)
+    tensors = live_tensors(trained)
     if tensors.keys() != state.names or values["updates"].keys() != trainer.roles.keys():
         names = ", ".join(sorted(tensors.keys() ^ state.names)) or "its counters"
         hint = "Resume with the method and averages the run began with."
@@ -48,7 +48,7 @@ def restore(trained: Trained, state: StoredState) -> None:
     trainer.step = state.step
 
 
-def _live_tensors(trained: Trained) -> dict[str, Mapping[str, Tensor]]:
+def live_tensors(trained: Trained) -> dict[str, Mapping[str, Tensor]]:
     """Everything that training changes, by the name of its folder in a checkpoint."""
     tensors: dict[str, Mapping[str, Tensor]] = {}
     for name, role in trained.trainer.roles.items():

@@ -7,22 +7,25 @@ import {
   detachOption,
   graceMs,
   graceOption,
+  pairs,
   pythonOption,
   runsDirOption,
+  setOption,
   text,
   wholeNumber,
 } from '../options.ts';
 
 export const resume: Command = {
   command: 'resume <run>',
-  describe: 'Go on with a run from its last checkpoint',
+  describe: 'Go on with a run from its last checkpoint, or start a child run from any',
   options: yargs =>
-    graceOption(detachOption(consentOptions(pythonOption(runsDirOption(yargs)))))
+    graceOption(detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs))))))
       .positional('run', { type: 'string', describe: 'An id, the start of one, a path, or "last"' })
       .option('from-step', {
         type: 'string',
         requiresArg: true,
-        describe: 'Step of the checkpoint to go on from (default: the newest whole one)',
+        describe:
+          'Start a child run from the checkpoint of this step; the run itself stays as it is (--set: the newest)',
       })
       .option('allow-drift', { type: 'boolean', describe: 'Go on with another torch version; results will differ' }),
 
@@ -30,7 +33,11 @@ export const resume: Command = {
     const grace = graceMs(options);
     const fromStep = wholeNumber(options, 'from-step', 0);
     return withBridge(options, output, bridge => {
-      const given = { allowDrift: options['allow-drift'] === true, ...(fromStep === undefined ? {} : { fromStep }) };
+      const given = {
+        allowDrift: options['allow-drift'] === true,
+        set: pairs(options),
+        ...(fromStep === undefined ? {} : { fromStep }),
+      };
       const name = String(text(options, 'run'));
       if (options.detach === true) {
         return detachRun(() => bridge.resume(name, { ...given, detached: true }), output);

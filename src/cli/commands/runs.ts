@@ -53,7 +53,13 @@ const cancel: Command = {
 };
 
 const describe = (run: RunRecord): string =>
-  `${run.id}  ${run.state}  ${run.progress.step}/${run.progress.steps}${run.error ? `  ${run.error.code}` : ''}`;
+  [
+    run.id,
+    run.state,
+    `${run.progress.step}/${run.progress.steps}`,
+    ...(run.error ? [run.error.code] : []),
+    ...(run.parent ? [`child of ${run.parent.id} from step ${run.parent.step}`] : []),
+  ].join('  ');
 
 export const runs: CommandGroup = {
   command: 'runs',

@@ -6,7 +6,7 @@ import type { SentError } from './sent-error.ts';
 /** A new run that has passed the checks of its starter, or one that exists. */
 export type OwnerTask =
   | { readonly kind: 'start'; readonly id: string; readonly prepared: PreparedRun; readonly smoke: boolean }
-  | { readonly kind: 'resume'; readonly allowDrift: boolean; readonly fromStep?: number };
+  | { readonly kind: 'resume'; readonly allowDrift: boolean };
 
 /** All an owner process has to know. It comes as a message: words of a command line can be seen by everybody. */
 export interface OwnerOrder {

@@ -68,8 +68,7 @@ function begin(order: OwnerOrder, signal: AbortSignal, onCreated: (run: RunHandl
   if (task.kind === 'start') {
     return ownPrepared(context, task.prepared, { id: task.id, runDir }, { smoke: task.smoke, signal, onCreated });
   }
-  const { allowDrift, fromStep } = task;
-  return resumeRun(context, runDir, { allowDrift, signal, onCreated, ...(fromStep === undefined ? {} : { fromStep }) });
+  return resumeRun(context, runDir, { allowDrift: task.allowDrift, signal, onCreated });
 }
 
 function contextFrom({ runsDir, cwd, python, commandLine }: OwnerOrder): BridgeContext {

@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
-import { appendFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { findCheckpoint, listCheckpoints } from '../../../src/runs/checkpoints.ts';
+import { findCheckpoint, listCheckpoints, shareCheckpoint } from '../../../src/runs/checkpoints.ts';
 import { writeCheckpoint } from '../../integration/fake-run.ts';
 
 let runDir: string;
@@ -26,15 +26,44 @@ describe('checkpoints', () => {
     expect((await findCheckpoint(runDir, 9)).step).toBe(9);
   });
 
-  test('that are damaged are passed over for an older one', async () => {
+  test('that are damaged are named, and the newest older one that is whole is offered', async () => {
     for (const step of [1, 2, 3, 4]) writeCheckpoint(folder(step), step);
     writeFileSync(weights(4), 'weights of step 5');
     appendFileSync(weights(3), 'x');
     rmSync(weights(2));
-    expect((await findCheckpoint(runDir)).step).toBe(1);
-    await expect(findCheckpoint(runDir, 4)).rejects.toMatchObject({ code: 'E_CHECKPOINT_CORRUPT', exitCode: 5 });
+    const corrupt = { code: 'E_CHECKPOINT_CORRUPT', exitCode: 5 };
+    const offer = { hint: expect.stringContaining('--from-step 1 ') };
+    await expect(findCheckpoint(runDir)).rejects.toMatchObject({
+      ...corrupt,
+      ...offer,
+      message: expect.stringContaining(`${weights(4)} does not match its sha256`),
+    });
+    await expect(findCheckpoint(runDir, 3)).rejects.toMatchObject({
+      ...offer,
+      message: expect.stringMatching(/step 3.*18 bytes instead of 17/),
+    });
+    expect((await findCheckpoint(runDir, 1)).step).toBe(1);
     writeFileSync(weights(1), '');
-    await expect(findCheckpoint(runDir)).rejects.toMatchObject({ code: 'E_CHECKPOINT_CORRUPT' });
+    await expect(findCheckpoint(runDir, 2)).rejects.toMatchObject({
+      ...corrupt,
+      message: expect.stringContaining('is missing'),
+      hint: expect.stringContaining('distill'),
+    });
+  });
+
+  test('are shared with another run without a copy, and missing when they are pruned meanwhile', () => {
+    writeCheckpoint(folder(1), 1);
+    const [checkpoint] = listCheckpoints(runDir);
+    const other = join(runDir, 'child');
+    if (checkpoint) shareCheckpoint(checkpoint, other);
+    expect(listCheckpoints(other).map(({ step, manifest }) => ({ step, manifest }))).toEqual([
+      { step: 1, manifest: checkpoint?.manifest },
+    ]);
+    expect(statSync(join(other, 'checkpoints', 'step-00000001', 'student.safetensors')).nlink).toBe(2);
+    rmSync(weights(1));
+    expect(() => checkpoint && shareCheckpoint(checkpoint, join(runDir, 'late'))).toThrow(
+      expect.objectContaining({ code: 'E_CHECKPOINT_MISSING' }),
+    );
   });
 
   test('that are missing are named with those that exist', async () => {
