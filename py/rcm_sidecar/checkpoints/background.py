@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.sharded_tensors import local_part
@@ -24,7 +23,7 @@ from rcm_sidecar.checkpoints.training_state import (
     write_checkpoint,
 )
 from rcm_sidecar.config import Checkpoints
-from rcm_sidecar.distributed.team import Team
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.training.determinism import Environment
 
 Written = Callable[[WrittenCheckpoint], None]
@@ -42,16 +41,22 @@ class CheckpointWriter:
         environment: Stored in checkpoints.
         config_hash: Stored in checkpoints.
         verify: Read each checkpoint back.
+        team: The processes that write.
     """
 
     def __init__(
-        self, root: Path, settings: Checkpoints, environment: Environment, config_hash: str, *, verify: bool
+        self,
+        root: Path,
+        settings: Checkpoints,
+        environment: Environment,
+        config_hash: str,
+        *,
+        verify: bool,
+        team: JobTeam = ALONE,
     ) -> None:
         self._root, self._settings, self._verify = root, settings, verify
         self._environment, self._config_hash = environment, config_hash
-        self._team = Team()
-        if settings.async_ and not self._team.is_alone:
-            self._team = Team(dist.new_group(backend="gloo"))
+        self._team = team.for_a_thread() if settings.async_ else team
         self._staged: dict[tuple[str, str], Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -87,7 +92,7 @@ class CheckpointWriter:
     def abandon(self) -> None:
         """The run has failed: let the checkpoint be finished, and keep quiet about errors of its own."""
         if self._thread is not None:
-            self._thread.join(None if self._team.is_alone else ABANDON_SECONDS)
+            self._thread.join(None if self._team.single else ABANDON_SECONDS)
 
     def _run(self, state: TrainingState, written: Written) -> None:
         try:
@@ -99,7 +104,7 @@ class CheckpointWriter:
         result = write_checkpoint(self._root, state, self._environment, self._config_hash, self._team)
         if self._verify:
             verify_written(result.folder, state, self._team)
-        if self._team.rank == 0:
+        if self._team.leads:
             prune(self._root, state.step, self._settings.keep_last, self._settings.keep_every_steps)
         written(result)
 

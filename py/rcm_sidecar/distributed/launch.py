@@ -28,7 +28,7 @@ from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-de
 
 from rcm_sidecar.config import Compute
 from rcm_sidecar.distributed.device import device_of
-from rcm_sidecar.distributed.job_team import JobTeam
+from rcm_sidecar.distributed.job_team import SILENCE, JobTeam
 from rcm_sidecar.distributed.mesh import ParallelSizes, build_mesh, parallel_sizes
 from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.link import JobCancelled, JobLink
@@ -38,8 +38,6 @@ _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 _LOOPBACK = "127.0.0.1"
 _MEETING = timedelta(minutes=10)
 """How long processes wait for each other at the start: importing torch from a slow disk takes minutes."""
-_SILENCE = timedelta(days=30)
-"""A run may be paused for days; processes that are gone are noticed by their exit, those that hang by the watchdog."""
 _NOTICE_SECONDS = 5.0
 """How long the main thread has to notice that another process is gone; after that its end is reported without it."""
 _LEAVE_SECONDS = 10.0
@@ -235,7 +233,7 @@ def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, dev
         store=store,
         rank=rank,
         world_size=sizes.world,
-        timeout=_SILENCE,
+        timeout=SILENCE,
         device_id=device if device.type == "cuda" else None,
     )
     failed = True
@@ -245,8 +243,9 @@ def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, dev
             dist.barrier()
         failed = False
     finally:
-        # NCCL would wait for what is under way with processes that are gone; this one is ended soon.
-        if backend == "gloo" or not failed:
+        # NCCL would wait for what is under way with processes that are gone; this one is ended soon. A rank that failed
+        # leaves its connections to the system: were they closed now, the others could report that before its own error.
+        if not failed or (backend == "gloo" and rank == 0):
             dist.destroy_process_group()
 
 

@@ -65,7 +65,12 @@ class TrainingLoop:
         self._window = NonFiniteWindow(settings.policy, settings.max_share, settings.window_steps)
         self.trained.trainer.wants = self.link.requests.waiting
         self._writer = CheckpointWriter(
-            self._root, self.config.checkpoints, self.environment, self.config_hash, verify=self.start.smoke
+            self._root,
+            self.config.checkpoints,
+            self.environment,
+            self.config_hash,
+            verify=self.start.smoke,
+            team=self.trained.team,
         )
 
     @property

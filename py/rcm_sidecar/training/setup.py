@@ -137,7 +137,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         conditioner=table,
         condition=condition,
         teacher=teacher,
-        teacher_key=team.tell(content_key(path) if team.leads else None),
+        teacher_key=team.first(lambda: content_key(path)),
         data=data,
         team=team,
     )

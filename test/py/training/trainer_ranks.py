@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import torch
 import torch.distributed as dist
 from distributed.context_ranks import CountCollectives
@@ -11,6 +13,8 @@ from rcm_sidecar.data.training_data import TensorData
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.distributed.mesh import build_mesh, parallel_sizes
 from rcm_sidecar.distributed.tensors import fill, local, whole
+from rcm_sidecar.error_report import error_body
+from rcm_sidecar.errors import HostError
 from rcm_sidecar.link import Cancel, JobCancelled
 from rcm_sidecar.training import setup
 
@@ -185,3 +189,30 @@ def talk():
         assert stopped.cancel.checkpoint
     else:
         raise AssertionError("the others went on")
+    an_error_is_raised_by_all(team)
+
+
+def an_error_is_raised_by_all(team):
+    """Of its kind, with its code and fix; elsewhere it names the process and has the frames from there."""
+
+    def full():
+        if team.rank == 1:
+            raise HostError("E_DISK_FULL", "No space.", "Free some.", {"bytes": 3})
+        return "not full"
+
+    for work, kind, words in ((full, HostError, "No space."), (lambda: 1 // (1 - team.rank), None, "division")):
+        try:
+            team.together(work)
+        except Exception as error:
+            caught = error
+        else:
+            raise AssertionError("an error was lost")
+        body = error_body(caught)
+        assert body.chain[0].frames[-1].function in ("full", "<lambda>"), body.chain
+        assert words in caught.args[0] and (kind is None or type(caught) is kind)
+        if team.rank == 1:
+            assert kind is not None or type(caught) is ZeroDivisionError
+            continue
+        assert caught.args[0].startswith(f"Rank 1 on {socket.gethostname()}: ") and caught.details["rank"] == 1
+        if kind is not None:
+            assert (caught.code, caught.hint, caught.details["bytes"]) == ("E_DISK_FULL", "Free some.", 3)
