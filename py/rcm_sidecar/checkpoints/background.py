@@ -24,6 +24,7 @@ from rcm_sidecar.checkpoints.training_state import (
 )
 from rcm_sidecar.config import Checkpoints
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
+from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.training.determinism import Environment
 
 Written = Callable[[WrittenCheckpoint], None]
@@ -89,10 +90,17 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
-    def abandon(self) -> None:
-        """The run has failed: let the checkpoint be finished, and keep quiet about errors of its own."""
+    def abandon(self, error: BaseException) -> BaseException:
+        """The run has failed: let the checkpoint be finished.
+
+        Returns:
+            What the run failed of: `error`, unless the checkpoint failed first, of which the other processes have learnt
+            at once; their end shows here as a broken connection.
+        """
         if self._thread is not None:
             self._thread.join(None if self._team.single else ABANDON_SECONDS)
+        is_first = isinstance(self._error, SidecarError) and isinstance(error, (RuntimeError, OSError))
+        return self._error if is_first and self._error is not None else error
 
     def _run(self, state: TrainingState, written: Written) -> None:
         try:

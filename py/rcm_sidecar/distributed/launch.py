@@ -28,6 +28,7 @@ from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-de
 
 from rcm_sidecar.config import Compute
 from rcm_sidecar.distributed.device import device_of
+from rcm_sidecar.distributed.flight_recorder import recorded_on_signal
 from rcm_sidecar.distributed.job_team import SILENCE, JobTeam
 from rcm_sidecar.distributed.mesh import ParallelSizes, build_mesh, parallel_sizes
 from rcm_sidecar.errors import SidecarError
@@ -168,14 +169,14 @@ def leading(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[J
     sizes = sizes_of(compute)
     device = device_of(compute.device, 0)
     if sizes.world == 1:
-        with _joined(HashStore(), 0, sizes, compute, device) as team:
+        with _joined(HashStore(), 0, sizes, compute, device, start) as team:
             yield team
         return
     ranks = Ranks(start, sizes.world, link)
     patience = 0.0
     try:
         ranks.begin()
-        with _joined(ranks.store, 0, sizes, compute, device) as team:
+        with _joined(ranks.store, 0, sizes, compute, device, start) as team:
             yield team
         patience = _LEAVE_SECONDS
     except (JobCancelled, SidecarError):
@@ -195,7 +196,7 @@ def following(line: RankLine, compute: Compute) -> Iterator[JobTeam]:
     sizes = sizes_of(compute)
     device = device_of(compute.device, int(os.environ["LOCAL_RANK"]))
     store = TCPStore(_LOOPBACK, line.port, sizes.world, is_master=False, timeout=_MEETING)
-    with _joined(store, line.rank, sizes, compute, device) as team:
+    with _joined(store, line.rank, sizes, compute, device, line.start) as team:
         yield team
 
 
@@ -219,7 +220,9 @@ def needs_mesh(sizes: ParallelSizes, compute: Compute, device: torch.device) -> 
 
 
 @contextmanager
-def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, device: torch.device) -> Iterator[JobTeam]:
+def _joined(
+    store: Store, rank: int, sizes: ParallelSizes, compute: Compute, device: torch.device, start: TrainingStart
+) -> Iterator[JobTeam]:
     if not needs_mesh(sizes, compute, device):
         yield JobTeam(rank, sizes, device)
         return
@@ -227,6 +230,8 @@ def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, dev
         # Neither library listens beyond this machine.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    # torch would pickle its flight recorder where a collective exceeds its time; see `flight_recorder`.
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
@@ -238,7 +243,8 @@ def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, dev
     )
     failed = True
     try:
-        yield JobTeam(rank, sizes, device, build_mesh(device.type, sizes))
+        with recorded_on_signal(Path(start.run_dir), start.attempt, rank):
+            yield JobTeam(rank, sizes, device, build_mesh(device.type, sizes))
         if sizes.world > 1:
             dist.barrier()
         failed = False

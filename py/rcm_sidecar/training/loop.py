@@ -108,8 +108,10 @@ class TrainingLoop:
             if not cancelled.cancel.checkpoint and not self.trained.team.single:
                 raise  # perhaps in the middle of a step, which the others have not left: they are ended
             return self._end("stopped")
-        except BaseException:
-            self._writer.abandon()
+        except BaseException as error:
+            first = self._writer.abandon(error)
+            if first is not error:
+                raise first from error
             raise
         return self._end("succeeded")
 
