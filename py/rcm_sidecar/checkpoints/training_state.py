@@ -232,7 +232,7 @@ def prune(root: Path, newest: int, keep_last: int, keep_every_steps: int | None)
     Returns:
         The folders removed.
     """
-    steps = _steps(root)
+    steps = written_steps(root)
     current = [step for step in steps if step <= newest]
     kept = set(current[-keep_last:])
     if keep_every_steps:
@@ -248,7 +248,7 @@ def prune(root: Path, newest: int, keep_last: int, keep_every_steps: int | None)
     return tuple(removed)
 
 
-def _steps(root: Path) -> list[int]:
+def written_steps(root: Path) -> list[int]:
     """Steps of the folders with a manifest, oldest first."""
     if not root.is_dir():
         return []
@@ -373,7 +373,7 @@ def _corrupt(folder: Path, what: str) -> CheckpointError:
 
 def _other_hint(folder: Path) -> str:
     match = _FOLDER.fullmatch(folder.name)
-    older = [step for step in _steps(folder.parent) if match is None or step < int(match[1])]
+    older = [step for step in written_steps(folder.parent) if match is None or step < int(match[1])]
     for step in reversed(older):
         if _is_whole(folder.parent / step_folder(step)):
             return f"The newest older checkpoint is {folder.parent / step_folder(step)}; resume from step {step}."

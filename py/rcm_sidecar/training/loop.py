@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rcm_sidecar.checkpoints.background import CheckpointWriter
+from rcm_sidecar.checkpoints.room import check_room
 from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, WrittenCheckpoint, step_folder
 from rcm_sidecar.config import RunConfig
 from rcm_sidecar.errors import CheckpointError
@@ -91,10 +92,11 @@ class TrainingLoop:
 
         Raises:
             TrainingError: E_NON_FINITE.
-            HostError: E_DISK_FULL.
+            HostError: E_DISK_FULL, before the first step where one checkpoint does not fit.
             JobCancelled: without a checkpoint, where there are other processes.
         """
         try:
+            self._check_room()
             self.link.activity("training", self.step)
             self._handle_requests()
             self._evaluate_if_due()
@@ -138,6 +140,14 @@ class TrainingLoop:
         self._saved = (step, path)
         self.link.activity("training", self.step)
         return self._saved
+
+    def _check_room(self) -> None:
+        """Before anything is trained, rather than at the first checkpoint."""
+        size = capture(self.trained, {}).bytes
+        settings, steps = self.config.checkpoints, self.trained.steps
+        warning = self.trained.team.first(lambda: check_room(self._root, size, settings, steps))
+        if warning is not None:
+            self.link.log("warn", warning)
 
     @property
     def _root(self) -> Path:
