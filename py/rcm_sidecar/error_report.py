@@ -23,7 +23,7 @@ def error_body(error: BaseException, *, step: int | None = None, code: str = "E_
         step: Step it happened at, if any.
         code: Code of an exception that brings none.
     """
-    remote: ErrorBody | None = getattr(error, "remote", None)
+    remote = error.remote if isinstance(error, SidecarError) else None
     coded = next((link for link in _chain(error) if isinstance(link, SidecarError)), None)
     top = error if isinstance(error, SidecarError) else None
     details: Any = getattr(top, "details", None)

@@ -7,7 +7,10 @@ Programming mistakes inside the package stay ordinary `TypeError` and `ValueErro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rcm_sidecar.protocol import ErrorBody
 
 
 class SidecarError(Exception):
@@ -18,12 +21,16 @@ class SidecarError(Exception):
         message: What is wrong, one or two sentences, without a path of this package.
         hint: What to do about it, or None.
         details: Further facts for machines, plain JSON values.
+
+    Attributes:
+        remote: What the process where it happened reported, when that was another one.
     """
 
     code: str
     message: str
     hint: str | None
     details: Mapping[str, Any]
+    remote: ErrorBody | None = None
 
     def __init__(
         self, code: str, message: str, hint: str | None = None, details: Mapping[str, Any] | None = None
@@ -58,3 +65,15 @@ class CheckpointError(SidecarError):
 
 class TrainingError(SidecarError):
     """Training cannot go on, for example after too many non-finite updates."""
+
+
+def error_of_kind(
+    kind: str, code: str, message: str, hint: str | None = None, details: Mapping[str, Any] | None = None
+) -> SidecarError:
+    """An error that came from another process as data, of the class it had there; what is none of ours is training's.
+
+    >>> type(error_of_kind("HostError", "E_DISK_FULL", "Full.")).__name__, error_of_kind("KeyError", "E", "?").code
+    ('HostError', 'E')
+    """
+    kinds = {found.__name__: found for found in (ConfigError, HostError, WeightsError, CheckpointError)}
+    return kinds.get(kind, TrainingError)(code, message, hint, details)

@@ -93,12 +93,17 @@ def require_space(path: Path, need: int) -> None:
     Raises:
         HostError: E_DISK_FULL.
     """
-    folder = next((parent for parent in (path, *path.parents) if parent.is_dir()), Path("/"))
-    place = os.statvfs(folder)
-    free = place.f_bavail * place.f_frsize
-    if place.f_blocks and free < need:  # some network file systems report no sizes at all
+    free = free_bytes(path)
+    if free is not None and free < need:
         message = f"Writing {path} takes {need / 1e9:.3g} GB; {free / 1e9:.3g} GB are free there."
         raise HostError("E_DISK_FULL", message, _FREE_SOME)
+
+
+def free_bytes(path: Path) -> int | None:
+    """What is free for a file at `path`; None on network file systems that report no sizes at all."""
+    folder = next((parent for parent in (path, *path.parents) if parent.is_dir()), Path("/"))
+    place = os.statvfs(folder)
+    return place.f_bavail * place.f_frsize if place.f_blocks else None
 
 
 def sync(path: Path) -> None:

@@ -48,7 +48,9 @@ def begin() -> bytes:
     start_group_watcher(ppid, pipe)
     threading.Thread(target=_exit_at_end_of_input, args=(pipe,), name="stdin-eof", daemon=True).start()
     if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+        # Python's handler behind the stacks wakes whoever waits at `signal.set_wakeup_fd` (the flight recorder).
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
     return line
 
 

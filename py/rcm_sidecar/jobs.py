@@ -77,7 +77,7 @@ def follow_training(line: RankLine) -> None:
 
 def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam) -> EndBody:
     """What every process of a job does."""
-    resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from))
+    resumed = None if start.resume_from is None else load_checkpoint(Path(start.resume_from), team)
     own_threads = max(1, config.compute.threads // config.compute.gpus_per_node)
     threads = own_threads if resumed is None else resumed[1].environment.threads
     environment = set_up(threads, config.compute.deterministic, team.sizes, team.device)

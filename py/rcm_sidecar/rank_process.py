@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 
 import msgspec
 
 from rcm_sidecar.distributed.launch import RankLine
 from rcm_sidecar.error_report import error_body
+from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.jobs import follow_training
 from rcm_sidecar.link import JobCancelled
 
 _FAILED = 1
+_YIELD_SECONDS = 1.0
+"""A broken connection is a RuntimeError or an OSError like others: the process that broke it reports first."""
 
 
 def main(line: bytes) -> int:
@@ -26,6 +30,10 @@ def main(line: bytes) -> int:
         pass
     except BaseException as error:
         traceback.print_exc()
+        if isinstance(error, SidecarError) and error.remote is not None:
+            os._exit(0)  # the process where it happened reports it
+        if isinstance(error, (RuntimeError, OSError)):
+            time.sleep(_YIELD_SECONDS)
         os.write(task.report, msgspec.json.encode(error_body(error)))
         code = _FAILED
     sys.stderr.flush()

@@ -1,4 +1,5 @@
 /** Files and hardware that a config names, looked at before a run has a folder. The sidecar looks inside the files. */
+import os from 'node:os';
 import { processesOf, undividedBatch } from '../config/parallel.ts';
 import type { RcmConfig } from '../config/types.ts';
 import { RcmBridgeError } from '../errors/index.ts';
@@ -15,7 +16,7 @@ export async function checkHost(
 ): Promise<void> {
   checkPretrainingBatch(job, config);
   checkNodes(config.compute.nodes);
-  if (config.compute.device === 'cuda') checkGpus(config.compute.gpusPerNode, (await gpus()).length);
+  await checkProcesses(config.compute, gpus);
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
     locateWeights(locator, adapter ? undefined : config.model.name, env);
@@ -34,6 +35,29 @@ function checkNodes(nodes: number): void {
   );
 }
 
+/** Imports alone: measured on Linux, without what is trained. */
+const processBytes = 0.3e9;
+
+async function checkProcesses(compute: RcmConfig['compute'], gpus: () => Promise<readonly string[]>): Promise<void> {
+  const { device, gpusPerNode } = compute;
+  if (device === 'cuda') return checkGpus(gpusPerNode, (await gpus()).length);
+  if (gpusPerNode === 1) return;
+  const found = device === 'cpu' ? 0 : (await gpus()).length;
+  if (found > 0) checkGpus(gpusPerNode, found);
+  else checkMemory(gpusPerNode);
+}
+
+function checkMemory(processes: number): void {
+  const bytes = Math.min(os.totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
+  const most = Math.floor(bytes / processBytes);
+  if (processes <= most) return;
+  throw new RcmBridgeError(
+    'E_CONFIG_VALUE',
+    `compute.gpusPerNode is ${processes}: so many processes take ${Math.ceil((processes * processBytes) / 1e9)} GB before they train anything, and this machine has ${Math.floor(bytes / 1e9)} GB.`,
+    { hint: `Use at most --gpus ${most}; on a CPU more processes than cores are slower than one.` },
+  );
+}
+
 function checkGpus(wanted: number, found: number): void {
   if (found >= wanted) return;
   if (found === 0) {
@@ -45,7 +69,7 @@ function checkGpus(wanted: number, found: number): void {
     'E_GPU',
     `compute.gpusPerNode is ${wanted}, but this machine has ${found === 1 ? 'one GPU' : `${found} GPUs`}.`,
     {
-      hint: `Use --gpus ${found}.`,
+      hint: `Use --gpus ${found}, or --set compute.device=cpu.`,
     },
   );
 }

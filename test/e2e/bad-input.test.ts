@@ -128,6 +128,18 @@ const cases: readonly Case[] = [
     exitCode: 3,
     code: 'E_WEIGHTS_NOT_FOUND',
   },
+  {
+    name: 'a student that starts from weights of another network',
+    words: ['distill', ...quickRun(2), '--set', 'student.init=./foreign.safetensors'],
+    exitCode: 5,
+    code: 'E_WEIGHTS',
+  },
+  {
+    name: 'more processes than there is memory for',
+    words: ['distill', ...quickRun(2), '--gpus', '1600', '--set', 'schedule.batchSize=1600'],
+    exitCode: 2,
+    code: 'E_CONFIG_VALUE',
+  },
   { name: 'missing weights to sample', words: ['sample', './nowhere'], exitCode: 3, code: 'E_WEIGHTS_NOT_FOUND' },
   {
     name: 'a prompt list of no prompts',

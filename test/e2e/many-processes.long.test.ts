@@ -1,7 +1,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { listCheckpoints } from '../../src/runs/checkpoints.ts';
 import { cliEnvironment, cliFile, quickRun, runCli, temporaryFolder } from '../cli.ts';
 import { finalWeights, metricsByStep, onlyRun, readJson } from '../run-files.ts';
 import { isAlive, killedRun, processesOf, twoProcesses, type Victim } from './many-processes.ts';
@@ -66,30 +68,53 @@ describe('a run on two processes', () => {
     `is killed ${kills} times, a process at random, and loses nothing beyond its last checkpoint`,
     async () => {
       const steps = 4 * kills;
-      const words = ['distill', '--gpus', '2', ...quickRun(steps), '--set', 'checkpoints.everySteps=3'];
+      const everySteps = 3;
+      const words = ['distill', '--gpus', '2', ...quickRun(steps)];
+      words.push('--set', 'compute.device=cpu', '--set', `checkpoints.everySteps=${everySteps}`);
       const reference = await runCli([...words, '--runs-dir', 'whole'], {
         cwd: folder.path,
         timeoutMs: totalMs(kills),
       });
       expect(reference.code, reference.stderr).toBe(0);
       const runsDir = join(folder.path, 'random');
+      const owners: number[] = [];
+      let saved = 0;
       for (let count = 0; count < kills; count++) {
         const again = count === 0 ? words : ['resume', 'last'];
-        const { pids, ended } = await killSomewhere([...again, '--runs-dir', 'random']);
+        const { pids, ended, step } = await killSomewhere([...again, '--runs-dir', 'random']);
         if (ended) break;
+        owners.push(pids[0] ?? 0);
         await vanish(pids);
+        const newest = listCheckpoints(onlyRun(runsDir)).at(-1)?.step ?? 0;
+        // The last checkpoint that began before the step was reported may still have been on its way to the disk.
+        const begun = step - 1 - ((step - 1) % everySteps);
+        expect(newest).toBeGreaterThanOrEqual(Math.max(saved, begun - everySteps));
+        saved = newest;
       }
       const last = await slow(['resume', 'last', '--runs-dir', 'random']);
       expect(last.code, last.stderr).toBe(0);
       const runDir = onlyRun(runsDir);
-      expect(finalWeights(runDir)).toEqual(finalWeights(onlyRun(join(folder.path, 'whole'))));
+      const whole = onlyRun(join(folder.path, 'whole'));
+      expect(finalWeights(runDir)).toEqual(finalWeights(whole));
+      expect(metricsByStep(runDir)).toEqual(metricsByStep(whole));
+      const sockets = readdirSync(tmpdir()).filter(name => owners.some(pid => name.startsWith(`rcm-bridge-${pid}-`)));
+      expect(sockets).toEqual([]);
     },
     totalMs(2 * kills),
   );
 });
 
-/** Starts or resumes the run and kills one of its processes some steps later; `ended`: it was through before that. */
-async function killSomewhere(words: readonly string[]): Promise<{ pids: readonly number[]; ended: boolean }> {
+interface Killed {
+  /** Of every process, Node first. */
+  readonly pids: readonly number[];
+  /** It was through before that. */
+  readonly ended: boolean;
+  /** The last one that was reported. */
+  readonly step: number;
+}
+
+/** Starts or resumes the run and kills one of its processes some steps later. */
+async function killSomewhere(words: readonly string[]): Promise<Killed> {
   const child = spawn(process.execPath, [cliFile, ...words, '--format', 'ndjson'], {
     cwd: folder.path,
     env: cliEnvironment(folder.path),
@@ -97,9 +122,13 @@ async function killSomewhere(words: readonly string[]): Promise<{ pids: readonly
   });
   const wanted = 1 + Math.floor(Math.random() * 6);
   const pids: number[] = [];
+  let step = 0;
   let seen = 0;
   child.stdout.on('data', chunk => {
-    seen += String(chunk).split('"type":"metric"').length - 1;
+    for (const [, found] of String(chunk).matchAll(/"type":"metric".*?"step":(\d+),/g)) {
+      step = Number(found);
+      seen += 1;
+    }
     if (pids.length > 0 || seen < wanted) return;
     const { node, sidecar, ranks, all } = processesOf(child.pid ?? 0);
     pids.push(...all);
@@ -107,7 +136,7 @@ async function killSomewhere(words: readonly string[]): Promise<{ pids: readonly
     process.kill(victims[Math.floor(Math.random() * victims.length)] as number, 'SIGKILL');
   });
   await exitOf(child);
-  return { pids, ended: pids.length === 0 };
+  return { pids, ended: pids.length === 0, step };
 }
 
 const exitOf = (child: ChildProcess): Promise<void> => new Promise(resolve => child.once('close', () => resolve()));

@@ -1,5 +1,5 @@
 import type { ChildProcess } from 'node:child_process';
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { quickRun, runCli, temporaryFolder } from '../cli.ts';
@@ -85,6 +85,33 @@ const snapshot = (runDir: string): Readonly<Record<string, string>> =>
       .filter(([, status]) => status.isFile())
       .map(([name, { size, mtimeMs }]) => [name, `${size} ${mtimeMs}`]),
   );
+
+it('refuses a checkpoint with a missing shard or of another torch, and changes nothing', async () => {
+  const killed = await runCli(
+    ['distill', ...quickRun(steps), ...checkpointEvery, '--runs-dir', 'broken', '--format', 'ndjson'],
+    { cwd: folder.path, onSpawn: child => killAtStep(child, 'sidecar', 7) },
+  );
+  expect(killed.code).toBe(4);
+  const runDir = onlyRun(join(folder.path, 'broken'));
+  const checkpoint = join(runDir, 'checkpoints', 'step-00000004');
+  const manifest = join(checkpoint, 'manifest.json');
+  const written = readFileSync(manifest, 'utf8');
+  const before = readFileSync(join(runDir, 'run.json'), 'utf8');
+  const refused = async (code: string, message: RegExp): Promise<void> => {
+    const result = await runCli(['resume', 'last', '--runs-dir', 'broken'], { cwd: folder.path });
+    expect(result.code, result.stderr).toBe(5);
+    expect(result.stderr).toContain(code);
+    expect(result.stderr).toMatch(message);
+    expect(result.stderr.trim().split('\n')).toHaveLength(2);
+    expect(readFileSync(join(runDir, 'run.json'), 'utf8')).toBe(before);
+  };
+  writeFileSync(manifest, written.replace(/"torch": "[^"]*"/, '"torch": "2.0.0"'));
+  await refused('E_TORCH_DRIFT', /2\.0\.0[\s\S]*--allow-drift/);
+  writeFileSync(manifest, written);
+  const [shard = ''] = readdirSync(join(checkpoint, 'critic'));
+  rmSync(join(checkpoint, 'critic', shard));
+  await refused('E_CHECKPOINT_CORRUPT', /critic\/shard-.* is missing/);
+}, 60_000);
 
 /** Kills when the stream of events on stdout shows that `step` has been trained. */
 function killAtStep(child: ChildProcess, victim: 'sidecar' | 'node' | 'both', step: number): void {

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.sharded_tensors import local_part
@@ -24,7 +23,8 @@ from rcm_sidecar.checkpoints.training_state import (
     write_checkpoint,
 )
 from rcm_sidecar.config import Checkpoints
-from rcm_sidecar.distributed.team import Team
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
+from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.training.determinism import Environment
 
 Written = Callable[[WrittenCheckpoint], None]
@@ -42,16 +42,22 @@ class CheckpointWriter:
         environment: Stored in checkpoints.
         config_hash: Stored in checkpoints.
         verify: Read each checkpoint back.
+        team: The processes that write.
     """
 
     def __init__(
-        self, root: Path, settings: Checkpoints, environment: Environment, config_hash: str, *, verify: bool
+        self,
+        root: Path,
+        settings: Checkpoints,
+        environment: Environment,
+        config_hash: str,
+        *,
+        verify: bool,
+        team: JobTeam = ALONE,
     ) -> None:
         self._root, self._settings, self._verify = root, settings, verify
         self._environment, self._config_hash = environment, config_hash
-        self._team = Team()
-        if settings.async_ and not self._team.is_alone:
-            self._team = Team(dist.new_group(backend="gloo"))
+        self._team = team.for_a_thread() if settings.async_ else team
         self._staged: dict[tuple[str, str], Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -84,10 +90,17 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
-    def abandon(self) -> None:
-        """The run has failed: let the checkpoint be finished, and keep quiet about errors of its own."""
+    def abandon(self, error: BaseException) -> BaseException:
+        """The run has failed: let the checkpoint be finished.
+
+        Returns:
+            What the run failed of: `error`, unless the checkpoint failed first, of which the other processes have learnt
+            at once; their end shows here as a broken connection.
+        """
         if self._thread is not None:
-            self._thread.join(None if self._team.is_alone else ABANDON_SECONDS)
+            self._thread.join(None if self._team.single else ABANDON_SECONDS)
+        is_first = isinstance(self._error, SidecarError) and isinstance(error, (RuntimeError, OSError))
+        return self._error if is_first and self._error is not None else error
 
     def _run(self, state: TrainingState, written: Written) -> None:
         try:
@@ -99,7 +112,7 @@ class CheckpointWriter:
         result = write_checkpoint(self._root, state, self._environment, self._config_hash, self._team)
         if self._verify:
             verify_written(result.folder, state, self._team)
-        if self._team.rank == 0:
+        if self._team.leads:
             prune(self._root, state.step, self._settings.keep_last, self._settings.keep_every_steps)
         written(result)
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from traceback import StackSummary
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from rcm_sidecar.distributed.team import Team
+from rcm_sidecar.distributed.job_team import JobTeam
+from rcm_sidecar.errors import SidecarError
+from rcm_sidecar.files import write_error
 
 Layout = tuple[tuple[int, ...], torch.dtype]
 """Shape of the whole tensor and dtype."""
@@ -28,7 +32,7 @@ _FILE_BYTES = 2**28
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, Tensor], team: Team) -> None:
+def save_tensors(folder: Path, tensors: Mapping[str, Tensor], team: JobTeam) -> None:
     """Write tensors into `folder`, which is made; all processes of the team call it with the same names.
 
     Args:
@@ -37,7 +41,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], team: Team) -> Non
         team: Who writes.
 
     Raises:
-        OSError: A file could not be written, on any process; all raise it.
+        HostError: A file could not be written, on any process; all raise it.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -50,12 +54,12 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], team: Team) -> Non
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     state = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        save(state, storage_writer=writer, planner=planner, process_group=team.group, no_dist=team.is_alone)
+        save(state, storage_writer=writer, planner=planner, process_group=team.group, no_dist=team.single)
     except CheckpointException as error:
-        raise _cause(error.failures) from error
+        _raise_failures(error.failures, team, partial(write_error, folder))
 
 
-def own_files(folder: Path, team: Team) -> list[Path]:
+def own_files(folder: Path, team: JobTeam) -> list[Path]:
     """The files of `folder` that this process has written."""
     return sorted(folder.glob(f"shard-{team.rank + 1:05d}-*.safetensors"))
 
@@ -82,13 +86,15 @@ def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, Layout]:
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
-def read_tensors(folder: Path, targets: Mapping[str, Tensor], team: Team) -> None:
+def read_tensors(
+    folder: Path, targets: Mapping[str, Tensor], team: JobTeam, unreadable: Callable[[], SidecarError]
+) -> None:
     """Fill the targets, plain tensors or DTensors of any mesh, in place; all processes of the team call it.
 
     The layouts must be those of `stored_layout`: torch casts other dtypes without a word.
 
     Raises:
-        OSError: A file cannot be read.
+        SidecarError: What `unreadable` makes, on all processes, when one cannot read a file.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -99,9 +105,9 @@ def read_tensors(folder: Path, targets: Mapping[str, Tensor], team: Team) -> Non
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     state = {name: tensor.detach() for name, tensor in targets.items()}
     try:
-        load(state, storage_reader=reader, planner=planner, process_group=team.group, no_dist=team.is_alone)
+        load(state, storage_reader=reader, planner=planner, process_group=team.group, no_dist=team.single)
     except CheckpointException as error:
-        raise _cause(error.failures) from error
+        _raise_failures(error.failures, team, lambda _: unreadable())
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -122,6 +128,19 @@ def _file_numbers(tensors: Mapping[str, Tensor], processes: int) -> dict[str, in
     return numbers
 
 
-def _cause(failures: Mapping[int, tuple[BaseException, StackSummary]]) -> BaseException:
-    """What went wrong on the first process that failed: torch's own exception is not even an Exception."""
-    return failures[min(failures)][0]
+def _raise_failures(
+    failures: Mapping[int, tuple[BaseException, StackSummary]],
+    team: JobTeam,
+    refused: Callable[[OSError], SidecarError],
+) -> NoReturn:
+    """Every process raises what went wrong on the first that failed: torch's own exception is not even an Exception."""
+
+    def own() -> None:
+        error = failures[team.rank][0] if team.rank in failures else None
+        if isinstance(error, OSError):
+            raise refused(error) from error
+        if error is not None:
+            raise error
+
+    team.together(own)
+    raise AssertionError("nobody failed")

@@ -13,10 +13,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,11 +30,13 @@ from rcm_sidecar.checkpoints.sharded_tensors import (
     save_tensors,
     stored_layout,
 )
+from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.distributed.mesh import ParallelSizes
-from rcm_sidecar.distributed.team import Team
 from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.files import require_space, sync, write_error, write_json
 from rcm_sidecar.training.determinism import Environment
+
+Result = TypeVar("Result")
 
 SCHEMA = 1
 FORMAT = "sharded-safetensors"
@@ -41,7 +44,6 @@ _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _FOLDER = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-\d{8,}\.(tmp|old)")
-_EVERYBODY = Team()
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class StoredState:
     names: frozenset[str]
     values: Mapping[str, Any]
 
-    def read(self, targets: Mapping[str, Mapping[str, Tensor]], team: Team = _EVERYBODY) -> None:
+    def read(self, targets: Mapping[str, Mapping[str, Tensor]], team: JobTeam = ALONE) -> None:
         """Fill tensors of any layout in place, bit for bit; `targets` has some or all of `names`.
 
         Raises:
@@ -100,10 +102,8 @@ class StoredState:
         for name, tensors in targets.items():
             self._check(name, tensors)
         for name, tensors in targets.items():
-            try:
-                read_tensors(self.folder / name, tensors, team)
-            except OSError as error:
-                raise _corrupt(self.folder, f"{name} cannot be read") from error
+            unreadable = partial(_corrupt, self.folder, f"{name} cannot be read")
+            read_tensors(self.folder / name, tensors, team, unreadable)
 
     def read_whole(self) -> dict[str, dict[str, Tensor]]:
         """All tensors, whole, on the CPU: for what is small."""
@@ -126,7 +126,7 @@ class StoredState:
 
 @dataclass(frozen=True)
 class WrittenCheckpoint:
-    """A complete checkpoint: its folder and its size."""
+    """A complete checkpoint: its folder and its size in bytes."""
 
     folder: Path
     bytes: int
@@ -142,7 +142,7 @@ def step_folder(step: int) -> str:
 
 
 def write_checkpoint(
-    root: Path, state: TrainingState, environment: Environment, config_hash: str, team: Team = _EVERYBODY
+    root: Path, state: TrainingState, environment: Environment, config_hash: str, team: JobTeam = ALONE
 ) -> WrittenCheckpoint:
     """Write `root/step-XXXXXXXX`; an older folder of that name is replaced. All processes of the team call it.
 
@@ -153,37 +153,35 @@ def write_checkpoint(
     temporary = target.with_name(target.name + ".tmp")
     values = {"schema": SCHEMA, "step": state.step, **state.values}
     try:
-        team.first(lambda: _make_room(root, target, state.bytes))
+        team.first(lambda: _writing(target, lambda: _make_room(root, target, state.bytes)))
         for name, tensors in state.tensors.items():
             save_tensors(temporary / name, tensors, team)
-        parts = team.together(lambda: _measure_own(temporary, state, team))
+        parts = team.together(lambda: _writing(target, lambda: _measure_own(temporary, state, team)))
         files = {path: measure for part in parts for path, measure in part.items()}
 
-        def complete() -> WrittenCheckpoint:
+        def complete() -> int:
             write_json(temporary / _STATE, values)
             files[_STATE] = _measure(temporary / _STATE)
             write_json(temporary / _MANIFEST, _manifest_document(state.step, files, environment, config_hash))
             for folder in (*(temporary / name for name in state.tensors), temporary):
                 sync(folder)
             _move_into_place(temporary, target)
-            return WrittenCheckpoint(target, sum(size for size, _ in files.values()))
+            return sum(size for size, _ in files.values())
 
-        return team.first(complete)
-    except OSError as error:
-        raise write_error(target, error) from error
+        return WrittenCheckpoint(target, team.first(lambda: _writing(target, complete)))
     finally:
-        if team.rank == 0:
+        if team.leads:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, team: Team = _EVERYBODY) -> tuple[StoredState, Manifest]:
+def load_checkpoint(folder: Path, team: JobTeam = ALONE) -> tuple[StoredState, Manifest]:
     """Open a checkpoint; every file's hash is checked before anything is used, each by one process.
 
     Raises:
         CheckpointError: E_CHECKPOINT_MISSING (no folder or no manifest), E_CHECKPOINT_CORRUPT (a file does not match,
             the hint names the newest older checkpoint that is whole; or the format is an older version's).
     """
-    manifest = team.first(lambda: _manifest(folder))
+    manifest = _manifest_of(team.first(lambda: _usable_document(folder)))
     names = sorted(manifest.files)
 
     def check_share() -> None:
@@ -196,7 +194,7 @@ def load_checkpoint(folder: Path, team: Team = _EVERYBODY) -> tuple[StoredState,
     return StoredState(folder, manifest.step, networks, values), manifest
 
 
-def verify_written(folder: Path, state: TrainingState, team: Team = _EVERYBODY) -> None:
+def verify_written(folder: Path, state: TrainingState, team: JobTeam = ALONE) -> None:
     """Read a checkpoint back and compare it with what was written, bit by bit.
 
     Raises:
@@ -220,21 +218,7 @@ def verify_written(folder: Path, state: TrainingState, team: Team = _EVERYBODY) 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a checkpoint folder, or None if there is no readable one."""
     try:
-        document = json.loads((folder / _MANIFEST).read_bytes())
-        if document["schema"] != SCHEMA or document["format"] != FORMAT:
-            return None
-        return Manifest(
-            step=int(document["step"]),
-            files={name: (int(file["size"]), str(file["sha256"])) for name, file in document["files"].items()},
-            environment=Environment(
-                torch=document["torch"],
-                threads=document["threads"],
-                cpu_capability=document["cpuCapability"],
-                world=ParallelSizes(**document["world"]),
-                device=document.get("device", ""),
-            ),
-            config_hash=document["configHash"],
-        )
+        return _manifest_of(json.loads((folder / _MANIFEST).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -248,7 +232,7 @@ def prune(root: Path, newest: int, keep_last: int, keep_every_steps: int | None)
     Returns:
         The folders removed.
     """
-    steps = _steps(root)
+    steps = written_steps(root)
     current = [step for step in steps if step <= newest]
     kept = set(current[-keep_last:])
     if keep_every_steps:
@@ -264,12 +248,37 @@ def prune(root: Path, newest: int, keep_last: int, keep_every_steps: int | None)
     return tuple(removed)
 
 
-def _steps(root: Path) -> list[int]:
+def written_steps(root: Path) -> list[int]:
     """Steps of the folders with a manifest, oldest first."""
     if not root.is_dir():
         return []
     found = [match for path in root.iterdir() if (match := _FOLDER.fullmatch(path.name))]
     return sorted(int(match[1]) for match in found if read_manifest(root / match[0]) is not None)
+
+
+def _manifest_of(document: Any) -> Manifest:
+    if document["schema"] != SCHEMA or document["format"] != FORMAT:
+        raise ValueError("the manifest is of another version")
+    return Manifest(
+        step=int(document["step"]),
+        files={name: (int(file["size"]), str(file["sha256"])) for name, file in document["files"].items()},
+        environment=Environment(
+            torch=document["torch"],
+            threads=document["threads"],
+            cpu_capability=document["cpuCapability"],
+            world=ParallelSizes(**document["world"]),
+            device=document.get("device", ""),
+        ),
+        config_hash=document["configHash"],
+    )
+
+
+def _writing(target: Path, work: Callable[[], Result]) -> Result:
+    """The work, with the typed error of what the system refuses."""
+    try:
+        return work()
+    except OSError as error:
+        raise write_error(target, error) from error
 
 
 def _manifest_document(
@@ -309,7 +318,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(stale, ignore_errors=True)
 
 
-def _measure_own(folder: Path, state: TrainingState, team: Team) -> dict[str, tuple[int, str]]:
+def _measure_own(folder: Path, state: TrainingState, team: JobTeam) -> dict[str, tuple[int, str]]:
     return {f"{name}/{path.name}": _measure(path) for name in state.tensors for path in own_files(folder / name, team)}
 
 
@@ -332,11 +341,10 @@ def _check(folder: Path, name: str, size: int, digest: str) -> None:
         raise _corrupt(folder, f"{name} does not match its sha256")
 
 
-def _manifest(folder: Path) -> Manifest:
-    manifest = read_manifest(folder)
-    if manifest is None:
+def _usable_document(folder: Path) -> Any:
+    if read_manifest(folder) is None:
         raise _unreadable(folder)
-    return manifest
+    return json.loads((folder / _MANIFEST).read_bytes())
 
 
 def _values(folder: Path) -> dict[str, Any]:
@@ -367,7 +375,7 @@ def _corrupt(folder: Path, what: str) -> CheckpointError:
 
 def _other_hint(folder: Path) -> str:
     match = _FOLDER.fullmatch(folder.name)
-    older = [step for step in _steps(folder.parent) if match is None or step < int(match[1])]
+    older = [step for step in written_steps(folder.parent) if match is None or step < int(match[1])]
     for step in reversed(older):
         if _is_whole(folder.parent / step_folder(step)):
             return f"The newest older checkpoint is {folder.parent / step_folder(step)}; resume from step {step}."

@@ -28,7 +28,8 @@ from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-de
 
 from rcm_sidecar.config import Compute
 from rcm_sidecar.distributed.device import device_of
-from rcm_sidecar.distributed.job_team import JobTeam
+from rcm_sidecar.distributed.flight_recorder import recorded_on_signal
+from rcm_sidecar.distributed.job_team import SILENCE, JobTeam
 from rcm_sidecar.distributed.mesh import ParallelSizes, build_mesh, parallel_sizes
 from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.link import JobCancelled, JobLink
@@ -38,8 +39,6 @@ _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 _LOOPBACK = "127.0.0.1"
 _MEETING = timedelta(minutes=10)
 """How long processes wait for each other at the start: importing torch from a slow disk takes minutes."""
-_SILENCE = timedelta(days=30)
-"""A run may be paused for days; processes that are gone are noticed by their exit, those that hang by the watchdog."""
 _NOTICE_SECONDS = 5.0
 """How long the main thread has to notice that another process is gone; after that its end is reported without it."""
 _LEAVE_SECONDS = 10.0
@@ -170,14 +169,14 @@ def leading(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[J
     sizes = sizes_of(compute)
     device = device_of(compute.device, 0)
     if sizes.world == 1:
-        with _joined(HashStore(), 0, sizes, compute, device) as team:
+        with _joined(HashStore(), 0, sizes, compute, device, start) as team:
             yield team
         return
     ranks = Ranks(start, sizes.world, link)
     patience = 0.0
     try:
         ranks.begin()
-        with _joined(ranks.store, 0, sizes, compute, device) as team:
+        with _joined(ranks.store, 0, sizes, compute, device, start) as team:
             yield team
         patience = _LEAVE_SECONDS
     except (JobCancelled, SidecarError):
@@ -197,7 +196,7 @@ def following(line: RankLine, compute: Compute) -> Iterator[JobTeam]:
     sizes = sizes_of(compute)
     device = device_of(compute.device, int(os.environ["LOCAL_RANK"]))
     store = TCPStore(_LOOPBACK, line.port, sizes.world, is_master=False, timeout=_MEETING)
-    with _joined(store, line.rank, sizes, compute, device) as team:
+    with _joined(store, line.rank, sizes, compute, device, line.start) as team:
         yield team
 
 
@@ -221,7 +220,9 @@ def needs_mesh(sizes: ParallelSizes, compute: Compute, device: torch.device) -> 
 
 
 @contextmanager
-def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, device: torch.device) -> Iterator[JobTeam]:
+def _joined(
+    store: Store, rank: int, sizes: ParallelSizes, compute: Compute, device: torch.device, start: TrainingStart
+) -> Iterator[JobTeam]:
     if not needs_mesh(sizes, compute, device):
         yield JobTeam(rank, sizes, device)
         return
@@ -229,24 +230,28 @@ def _joined(store: Store, rank: int, sizes: ParallelSizes, compute: Compute, dev
         # Neither library listens beyond this machine.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    # torch would pickle its flight recorder where a collective exceeds its time; see `flight_recorder`.
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
         store=store,
         rank=rank,
         world_size=sizes.world,
-        timeout=_SILENCE,
+        timeout=SILENCE,
         device_id=device if device.type == "cuda" else None,
     )
     failed = True
     try:
-        yield JobTeam(rank, sizes, device, build_mesh(device.type, sizes))
+        with recorded_on_signal(Path(start.run_dir), start.attempt, rank):
+            yield JobTeam(rank, sizes, device, build_mesh(device.type, sizes))
         if sizes.world > 1:
             dist.barrier()
         failed = False
     finally:
-        # NCCL would wait for what is under way with processes that are gone; this one is ended soon.
-        if backend == "gloo" or not failed:
+        # NCCL would wait for what is under way with processes that are gone; this one is ended soon. A rank that failed
+        # leaves its connections to the system: were they closed now, the others could report that before its own error.
+        if not failed or (backend == "gloo" and rank == 0):
             dist.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rcm_sidecar.checkpoints.background import CheckpointWriter
+from rcm_sidecar.checkpoints.room import check_room
 from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, WrittenCheckpoint, step_folder
 from rcm_sidecar.config import RunConfig
 from rcm_sidecar.errors import CheckpointError
@@ -68,7 +69,12 @@ class TrainingLoop:
         self._checksums = ChecksumGuard(self.trained, self.config.health.checksum_every_steps)
         self.trained.trainer.wants = self.link.requests.waiting
         self._writer = CheckpointWriter(
-            self._root, self.config.checkpoints, self.environment, self.config_hash, verify=self.start.smoke
+            self._root,
+            self.config.checkpoints,
+            self.environment,
+            self.config_hash,
+            verify=self.start.smoke,
+            team=self.trained.team,
         )
 
     @property
@@ -89,10 +95,11 @@ class TrainingLoop:
 
         Raises:
             TrainingError: E_NON_FINITE, E_CHECKSUM.
-            HostError: E_DISK_FULL.
+            HostError: E_DISK_FULL, before the first step where one checkpoint does not fit.
             JobCancelled: without a checkpoint, where there are other processes.
         """
         try:
+            self._check_room()
             self.link.activity("training", self.step)
             self._checksums.begin(self.step)
             self._handle_requests()
@@ -107,8 +114,10 @@ class TrainingLoop:
             if not cancelled.cancel.checkpoint and not self.trained.team.single:
                 raise  # perhaps in the middle of a step, which the others have not left: they are ended
             return self._end("stopped")
-        except BaseException:
-            self._writer.abandon()
+        except BaseException as error:
+            first = self._writer.abandon(error)
+            if first is not error:
+                raise first from error
             raise
         return self._end("succeeded")
 
@@ -135,6 +144,14 @@ class TrainingLoop:
         self._saved = (step, path)
         self.link.activity("training", self.step)
         return self._saved
+
+    def _check_room(self) -> None:
+        """Before anything is trained, rather than at the first checkpoint."""
+        size = capture(self.trained, {}).bytes
+        settings, steps = self.config.checkpoints, self.trained.steps
+        warning = self.trained.team.first(lambda: check_room(self._root, size, settings, steps))
+        if warning is not None:
+            self.link.log("warn", warning)
 
     @property
     def _root(self) -> Path:

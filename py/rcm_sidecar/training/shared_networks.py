@@ -54,7 +54,7 @@ class SharedNetworks:
                 velocity: Tensor = self.velocities[name](*inputs)
                 return velocity.to(x.device)
             layouts = [[list(value.shape), str(value.dtype).removeprefix("torch.")] for value in inputs]
-            self.team.tell({"call": name, "inputs": layouts})
+            self.team.order({"call": name, "inputs": layouts})
             return self._call(name, inputs).to(x.device)
 
         return call
@@ -62,7 +62,7 @@ class SharedNetworks:
     def whole(self, parameter: Tensor) -> Tensor:
         """All of one of the parameters, for `work`; the others hold it for a moment, too."""
         if not self.team.single:
-            self.team.tell({"gather": next(name for name, value in self.parameters.items() if value is parameter)})
+            self.team.order({"gather": next(name for name, value in self.parameters.items() if value is parameter)})
         return whole(parameter)
 
     def _answer(self, order: Mapping[str, Any]) -> None:

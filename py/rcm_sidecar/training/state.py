@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.training_state import StoredState, TrainingState
-from rcm_sidecar.distributed.team import Team
 from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.training.setup import Trained
 
@@ -38,7 +37,7 @@ def restore(trained: Trained, state: StoredState) -> None:
         names = ", ".join(sorted(tensors.keys() ^ state.names)) or "its counters"
         hint = "Resume with the method and averages the run began with."
         raise CheckpointError("E_CHECKPOINT_CORRUPT", f"The checkpoint does not fit this run: {names}.", hint)
-    state.read(tensors, Team())
+    state.read(tensors, trained.team)
     for name, role in trainer.roles.items():
         # The tensors are in place already; the counters are taken over.
         role.optimizer.load_state_dict(tensors[f"optimizer-{name}"])

@@ -27,20 +27,24 @@ from rcm_sidecar.checkpoints.training_state import (
 )
 from rcm_sidecar.config import Checkpoints
 from rcm_sidecar.distributed.fsdp import STORED_PRECISION, shard
+from rcm_sidecar.distributed.job_team import JobTeam
 from rcm_sidecar.distributed.mesh import ParallelSizes
-from rcm_sidecar.distributed.team import Team
 from rcm_sidecar.errors import CheckpointError, HostError
 from rcm_sidecar.training.determinism import Environment
 from rcm_sidecar.training.ema import Ema, constant_decay
 from rcm_sidecar.training.optimizer import AdamW
 
-TEAM = Team()
 STEP = 3
 
 
+def team():
+    """All processes of the default group, this one alone where there is none."""
+    size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    return JobTeam(rank, ParallelSizes(replicate=1, shard=size, context=1), torch.device("cpu"))
+
+
 def environment():
-    sizes = ParallelSizes(replicate=1, shard=TEAM.size, context=1)
-    return Environment(torch=torch.__version__, threads=1, cpu_capability="DEFAULT", world=sizes)
+    return Environment(torch=torch.__version__, threads=1, cpu_capability="DEFAULT", world=team().sizes)
 
 
 def mesh_of(replicate=1):
@@ -48,8 +52,8 @@ def mesh_of(replicate=1):
     if not dist.is_initialized():
         return None
     if replicate == 1:
-        return init_device_mesh("cpu", (TEAM.size,))
-    return init_device_mesh("cpu", (replicate, TEAM.size // replicate), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh("cpu", (team().size,))
+    return init_device_mesh("cpu", (replicate, team().size // replicate), mesh_dim_names=("replicate", "shard"))
 
 
 def trained_state(mesh, steps, seed=0):
@@ -103,28 +107,28 @@ def odd_tensors(mesh, seed, device="cpu"):
 
 def save(root, replicate=1):
     state = trained_state(mesh_of(replicate), STEP)
-    written = write_checkpoint(Path(root), state, environment(), "hash")
-    verify_written(written.folder, state)
-    if TEAM.rank == 0:
+    written = write_checkpoint(Path(root), state, environment(), "hash", team())
+    verify_written(written.folder, state, team())
+    if team().rank == 0:
         document = json.loads((written.folder / "manifest.json").read_text())
-        assert document["world"] == {"replicate": 1, "shard": TEAM.size, "context": 1}
+        assert document["world"] == {"replicate": 1, "shard": team().size, "context": 1}
         files = {str(p.relative_to(written.folder)): p.stat().st_size for p in written.folder.rglob("*.*")}
         files.pop("manifest.json")
         assert files == {name: file["size"] for name, file in document["files"].items()}
         tensors = sum(size for name, size in files.items() if name != "state.json")
         # Nothing is written twice: what is more than the tensors are the headers.
-        assert state.bytes < tensors < state.bytes + 400 * sum(map(len, state.tensors.values())) * TEAM.size
-        shares = [sum(s for n, s in files.items() if f"shard-{r + 1:05d}" in n) for r in range(TEAM.size)]
+        assert state.bytes < tensors < state.bytes + 400 * sum(map(len, state.tensors.values())) * team().size
+        shares = [sum(s for n, s in files.items() if f"shard-{r + 1:05d}" in n) for r in range(team().size)]
         assert max(shares) < 1.6 * min(shares), shares
 
 
 def read_back(root, replicate=1):
     """Into a freshly built state of this number of processes: equal to what training here would have made."""
     mesh = mesh_of(replicate)
-    stored, manifest = load_checkpoint(Path(root) / "step-00000003")
+    stored, manifest = load_checkpoint(Path(root) / "step-00000003", team())
     assert stored.values["updates"] == {"student": STEP} and manifest.step == STEP
     state = trained_state(mesh, 0, seed=9)
-    stored.read(state.tensors)
+    stored.read(state.tensors, team())
     wanted = trained_state(mesh, STEP)
     assert stored.names == wanted.tensors.keys()
     for folder, tensors in wanted.tensors.items():
@@ -137,7 +141,7 @@ def read_back(root, replicate=1):
 def read_and_save(source, target, replicate=1):
     state = read_back(source, replicate)
     state = dataclasses.replace(state, step=STEP, values={"updates": {"student": STEP}})
-    write_checkpoint(Path(target), state, environment(), "hash")
+    write_checkpoint(Path(target), state, environment(), "hash", team())
 
 
 def whole(tensor):
@@ -146,24 +150,22 @@ def whole(tensor):
 
 def damage_is_seen_by_all(root):
     """One process finds it, all raise it, and it names the checkpoint before."""
-    error = raised(RuntimeError, lambda: TEAM.together(lambda: 1 // TEAM.rank))
-    assert "ZeroDivisionError" in str(error)
     state = trained_state(mesh_of(), 1)
-    write_checkpoint(Path(root), state, environment(), "hash")
-    folder = write_checkpoint(Path(root), dataclasses.replace(state, step=2), environment(), "hash").folder
+    write_checkpoint(Path(root), state, environment(), "hash", team())
+    folder = write_checkpoint(Path(root), dataclasses.replace(state, step=2), environment(), "hash", team()).folder
     file = sorted(folder.glob("ema-0/*"))[-1]
-    if TEAM.rank == 0:
+    if team().rank == 0:
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
     dist.barrier()
-    error = raised(CheckpointError, lambda: load_checkpoint(folder))
+    error = raised(CheckpointError, lambda: load_checkpoint(folder, team()))
     assert error.code == "E_CHECKPOINT_CORRUPT" and file.name in error.message and "step-00000001" in error.hint
     dist.barrier()
-    if TEAM.rank == 0:
+    if team().rank == 0:
         file.unlink()
     dist.barrier()
-    assert raised(CheckpointError, lambda: load_checkpoint(folder)).code == "E_CHECKPOINT_CORRUPT"
+    assert raised(CheckpointError, lambda: load_checkpoint(folder, team())).code == "E_CHECKPOINT_CORRUPT"
     dist.barrier()
 
 
@@ -183,10 +185,10 @@ def a_full_disk_of_one_stops_all(root):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if TEAM.rank == TEAM.size - 1:
+    if team().rank == team().size - 1:
         os.fsync = full
     try:
-        error = raised(HostError, lambda: write_checkpoint(Path(root), state, environment(), "hash"))
+        error = raised(HostError, lambda: write_checkpoint(Path(root), state, environment(), "hash", team()))
     finally:
         os.fsync = real
     assert error.code == "E_DISK_FULL"
@@ -197,11 +199,11 @@ def a_full_disk_of_one_stops_all(root):
 def training_goes_on(root):
     """Collectives of training run on the default group while the thread's run on their own; the copy is the step's."""
     settings = Checkpoints(every_steps=None, keep_last=1, keep_every_steps=None, async_=True, on_stop=True, export=[])
-    writer = CheckpointWriter(Path(root), settings, environment(), "hash", verify=True)
+    writer = CheckpointWriter(Path(root), settings, environment(), "hash", verify=True, team=team())
     real = training_state.save_tensors
 
     def slow(*arguments):
-        time.sleep(0.1 * (1 + TEAM.rank))
+        time.sleep(0.1 * (1 + team().rank))
         real(*arguments)
 
     training_state.save_tensors = slow
@@ -229,19 +231,19 @@ def training_goes_on(root):
 
 def on_a_gpu(root):
     """From GPU memory through pinned memory to disk, and back into DTensors of a GPU."""
-    torch.cuda.set_device(TEAM.rank)
-    mesh = init_device_mesh("cuda", (TEAM.size,))
+    torch.cuda.set_device(team().rank)
+    mesh = init_device_mesh("cuda", (team().size,))
     tensors = odd_tensors(mesh, 1, "cuda")
     for asynchronous in (True, False):
         settings = Checkpoints(
             every_steps=None, keep_last=1, keep_every_steps=None, async_=asynchronous, on_stop=True, export=[]
         )
-        writer = CheckpointWriter(Path(root), settings, environment(), "hash", verify=True)
+        writer = CheckpointWriter(Path(root), settings, environment(), "hash", verify=True, team=team())
         step = 2 - asynchronous
         writer.write(TrainingState(step, {"odd": tensors}, {}), lambda _: None)
         writer.finish()
         targets = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-        load_checkpoint(Path(root) / f"step-{step:08d}")[0].read({"odd": targets})
+        load_checkpoint(Path(root) / f"step-{step:08d}", team())[0].read({"odd": targets}, team())
         for name, tensor in tensors.items():
             assert targets[name].is_cuda and torch.equal(local_part(targets[name]), local_part(tensor)), name
         dist.barrier()

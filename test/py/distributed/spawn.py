@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 LIMIT_SECONDS = 300
 
 
-def run_on_ranks(ranks, folder, module, *scenarios):
+def run_on_ranks(ranks, folder, module, *scenarios, limit_seconds=LIMIT_SECONDS):
     """Run scenarios in `ranks` processes, all ended in any case; a failure there fails here.
 
     A scenario is the name of a function in `module` and its arguments.
@@ -22,7 +22,7 @@ def run_on_ranks(ranks, folder, module, *scenarios):
     context = mp.start_processes(
         _run, args=(ranks, str(folder), module.__name__, scenarios), nprocs=ranks, join=False, start_method="spawn"
     )
-    deadline = time.monotonic() + LIMIT_SECONDS
+    deadline = time.monotonic() + limit_seconds
     try:
         while not context.join(timeout=1):
             assert time.monotonic() < deadline, f"the {ranks} processes did not end"

@@ -5,13 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.tiny_run import make_teacher
+from training.tiny_run import COSMOS, make_teacher
 
 
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export folder of a teacher that the pretrain job made."""
     return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def cosmos_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the other family."""
+    return make_teacher(tmp_path_factory.mktemp("cosmos-teacher"), COSMOS)
 
 
 @pytest.fixture(autouse=True)

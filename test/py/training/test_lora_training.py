@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from training.tiny_run import run, start, tiny_config
+from training.tiny_run import COSMOS, run, start, tiny_config
 
 from rcm_sidecar.checkpoints import load_network
 from rcm_sidecar.checkpoints.training_state import load_checkpoint
@@ -21,27 +21,16 @@ from rcm_sidecar.evaluation.sampling import noise_sets
 from rcm_sidecar.link import RecordingLink
 from rcm_sidecar.networks import build
 from rcm_sidecar.networks.lora import is_adapter
-from rcm_sidecar.protocol import PlanRow, PretrainStart, SampleStart
+from rcm_sidecar.protocol import PlanRow, SampleStart
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.setup import Trained, set_up_distillation
 from rcm_sidecar.training.shown import average_in_place
 
 LORA = {"student.lora": {"rank": 3, "alpha": 6.0, "targets": ["attention", "ffn"]}}
-COSMOS = {
-    "model.name": "cosmos-predict2-tiny",
-    "model.overrides": {"dim": 16, "numHeads": 2, "numLayers": 1, "textDim": 16, "inDim": 1, "outDim": 1},
-}
 # The full digits network of the default config.
 DIGITS = {
     "dim": 64, "numHeads": 2, "numLayers": 3, "ffnDim": 192, "textDim": 64, "freqDim": 64, "inDim": 1, "outDim": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def cosmos_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cosmos")
-    run(start(folder, {**COSMOS, "pretrain.steps": 30}, job=PretrainStart))
-    return folder / "export" / "official"
 
 
 @pytest.fixture(params=["wan", "cosmos"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,11 @@ import torch
 from safetensors.torch import load_file
 from training.tiny_run import comparable, run, start
 
+from rcm_sidecar.checkpoints import training_state
 from rcm_sidecar.checkpoints.training_state import load_checkpoint
+from rcm_sidecar.distributed import launch
+from rcm_sidecar.error_report import error_body
+from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.link import Cancel, JobCancelled, Recorded, RecordingLink, SampleTicket, Ticket
 from rcm_sidecar.protocol import PlanRow, RunSample
 
@@ -98,3 +105,59 @@ def test_a_cancel_without_a_checkpoint_leaves_no_process(tiny_teacher: Path, tmp
         run(start(tmp_path, {**changes(tiny_teacher, 2), "checkpoints.everySteps": None}), link)
     assert not (tmp_path / "checkpoints").exists()
     assert not torch.distributed.is_initialized() and time.monotonic() - begun < 60
+
+
+RANK = """
+import sys
+sys.path[:0] = {paths!r}
+from rcm_sidecar import guard
+line = guard.begin()
+from rcm_sidecar import rank_process
+from rcm_sidecar.checkpoints import training_state
+def fail(*arguments):
+    raise {error}
+training_state._measure_own = fail
+sys.exit(rank_process.main(line))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [("OSError(28, 'full')", "E_DISK_FULL", "No space left"), ("MemoryError()", "E_TRAINING", "MemoryError")],
+)
+def test_a_rank_that_cannot_write_its_part_of_a_checkpoint_is_named(
+    error: str,
+    code: str,
+    message: str,
+    asynchronous: bool,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever process asks first what became of the checkpoint, with the frames of the writer's thread."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.format(paths=[str(Path(launch.__file__).parents[2]), *sys.path], error=error))
+    monkeypatch.setattr(launch, "_LAUNCH", script)
+    settings = {"schedule.steps": 500, "checkpoints.everySteps": 3, "checkpoints.async": asynchronous}
+    with pytest.raises(SidecarError, match=rf"Rank 1 on {socket.gethostname()}: .*{message}") as caught:
+        run(start(tmp_path, {**changes(tiny_teacher, 2), **settings}))
+    body = error_body(caught.value)
+    assert body.code == code and body.details["rank"] == 1
+    assert "fail" in [frame.function for link in body.chain for frame in link.frames]
+    assert list((tmp_path / "checkpoints").iterdir()) == [] and not torch.distributed.is_initialized()
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_the_leading_process_cannot_write_is_its_own_error(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(training_state, "_move_into_place", full)
+    settings = {"schedule.steps": 500, "checkpoints.everySteps": 3}
+    with pytest.raises(SidecarError, match="^No space left to write") as caught:
+        run(start(tmp_path, {**changes(tiny_teacher, 2), **settings}))
+    assert caught.value.code == "E_DISK_FULL"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.tiny_run import comparable, run, start
+from training.tiny_run import COSMOS, comparable, run, start
 
 from rcm_sidecar.checkpoints.training_state import load_checkpoint
 from rcm_sidecar.errors import CheckpointError
@@ -118,9 +118,19 @@ def test_another_torch_is_refused_unless_allowed(tiny_teacher: Path, tmp_path: P
     assert any("2.0.0" in record["message"] for record in link.of_type("log"))
 
 
-def test_a_checkpoint_of_another_method_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(tiny_teacher: Path, cosmos_teacher: Path, tmp_path: Path) -> None:
+    """Of another method, of adapters, of another teacher or network: before a step, and nothing is left."""
     changes = {"teacher.weights": str(tiny_teacher), "schedule.steps": 2}
-    end, _ = run(start(tmp_path, {**changes, "method": "scm"}))
-    with pytest.raises(CheckpointError) as caught:
-        run(start(tmp_path, {**changes, "method": "rcm"}, resume_from=tmp_path / str(end.checkpoint)))
-    assert "critic" in caught.value.message
+    end, _ = run(start(tmp_path / "one", {**changes, "method": "scm"}))
+    others: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"method": "rcm"}, "critic"),
+        ({"method": "scm", **LORA}, "student does not fit"),
+        ({"method": "scm", "teacher.weights": str(cosmos_teacher), **COSMOS}, "teacher's weights have changed"),
+    )
+    for other, message in others:
+        link = RecordingLink()
+        with pytest.raises(CheckpointError, match=message) as caught:
+            checkpoint = tmp_path / "one" / str(end.checkpoint)
+            run(start(tmp_path / "other", {**changes, **other}, resume_from=checkpoint), link)
+        assert caught.value.code == "E_CHECKPOINT_CORRUPT" and caught.value.hint
+        assert link.of_type("progress") == [] and not (tmp_path / "other").exists()

@@ -25,6 +25,13 @@ NETWORK = {
 }
 
 
+COSMOS = {
+    "model.name": "cosmos-predict2-tiny",
+    "model.overrides": {"dim": 16, "numHeads": 2, "numLayers": 1, "textDim": 16, "inDim": 1, "outDim": 1},
+}
+"""Changes of `document`: the other family, as small."""
+
+
 def document(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The default config cut down; `changes` maps dotted keys to values."""
     config: dict[str, Any] = json.loads(FIXTURE.read_text())
@@ -112,8 +119,9 @@ def comparable(link: RecordingLink) -> list[tuple[int, str, dict[str, float]]]:
     ]
 
 
-def make_teacher(folder: Path) -> Path:
+def make_teacher(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
     """A tiny teacher and its label table, made by the pretrain job itself; returns its export folder."""
-    end, _ = run(start(folder, {"pretrain.steps": 30, "pretrain.batchSize": 32}, job=PretrainStart))
+    settings = {"pretrain.steps": 30, "pretrain.batchSize": 32, **(changes or {})}
+    end, _ = run(start(folder, settings, job=PretrainStart))
     assert end.state == "succeeded"
     return folder / "export" / "official"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import socket
+
 import torch
 import torch.distributed as dist
 from distributed.context_ranks import CountCollectives
-from training.tiny_run import tiny_config
+from training.tiny_run import COSMOS, tiny_config
 
 from rcm_sidecar.data.training_data import TensorData
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.distributed.mesh import build_mesh, parallel_sizes
 from rcm_sidecar.distributed.tensors import fill, local, whole
+from rcm_sidecar.error_report import error_body
+from rcm_sidecar.errors import HostError
 from rcm_sidecar.link import Cancel, JobCancelled
 from rcm_sidecar.training import setup
 
@@ -19,8 +24,12 @@ TOLERANCE = 1e-10
 LORA = {"rank": 2, "alpha": 4.0, "targets": ["attention", "ffn"]}
 
 
+@functools.cache
 def double_precision():
-    """Everything that `setup` loads becomes float64; LoRA's zeros become numbers, so that every gradient is seen."""
+    """Everything that `setup` loads becomes float64; LoRA's zeros become numbers, so that every gradient is seen.
+
+    Latents are cut to 6 x 6, which makes 9 tokens: neither 2 nor 4 processes divide them, and one of 4 gets none.
+    """
     build_frozen, load_table = setup.build_frozen, setup.load_table
     open_data, start_networks = setup.open_training_data, setup.start_networks
 
@@ -35,7 +44,7 @@ def double_precision():
     def data(config):
         held = open_data(config)
         batch = held.batch(0, held.size, 0)
-        return TensorData(batch.latents.double(), batch.labels)
+        return TensorData(batch.latents[..., :6, :6].double(), batch.labels)
 
     setup.build_frozen = lambda *arguments: build_frozen(*arguments).double()
     setup.load_table = lambda *arguments: load_table(*arguments).double()
@@ -63,9 +72,15 @@ def team_of(shard, context):
     return JobTeam(dist.get_rank(), sizes, torch.device("cpu"), build_mesh("cpu", sizes))
 
 
-def equals_one_process(teacher, method, lora, shard, context, kind="auto"):
-    double_precision()
-    changes = {
+@functools.cache
+def one_process(*case):
+    """What `run` gives for a case of `changes_of`, without other processes; once for all layouts."""
+    return run(changes_of(*case), ALONE)[:3]
+
+
+def changes_of(family, teacher, method, lora):
+    return {
+        **(COSMOS if family == "cosmos" else {}),
         "teacher.weights": teacher,
         "method": method,
         "schedule.microBatchSize": 2,
@@ -73,13 +88,18 @@ def equals_one_process(teacher, method, lora, shard, context, kind="auto"):
         "student.lora": LORA if lora else None,
         "student.optimizer.clipNorm": 0.5,
         "losses.scm.tangentWarmupUpdates": 0,
-        "compute.parallel.contextKind": kind,
         # Gradients that are zero but for rounding must not become updates of full size.
         "student.optimizer.epsilon": 1e-3,
         "critic.optimizer.epsilon": 1e-3,
     }
-    wanted_steps, wanted, wanted_averages, _ = run(changes, ALONE)
-    steps, state, averages, trained = run(changes, team_of(shard, context))
+
+
+def equals_one_process(family, teacher, method, lora, shard, context, kind="auto"):
+    double_precision()
+    case = (family, teacher, method, lora)
+    wanted_steps, wanted, wanted_averages = one_process(*case)
+    parallel = {"compute.parallel.contextKind": kind}
+    steps, state, averages, trained = run({**changes_of(*case), **parallel}, team_of(shard, context))
     for (phase, values), (wanted_phase, wanted_values) in zip(steps, wanted_steps, strict=True):
         assert phase == wanted_phase and values.keys() == wanted_values.keys()
         for name, value in wanted_values.items():
@@ -185,3 +205,30 @@ def talk():
         assert stopped.cancel.checkpoint
     else:
         raise AssertionError("the others went on")
+    an_error_is_raised_by_all(team)
+
+
+def an_error_is_raised_by_all(team):
+    """Of its kind, with its code and fix; elsewhere it names the process and has the frames from there."""
+
+    def full():
+        if team.rank == 1:
+            raise HostError("E_DISK_FULL", "No space.", "Free some.", {"bytes": 3})
+        return "not full"
+
+    for work, kind, words in ((full, HostError, "No space."), (lambda: 1 // (1 - team.rank), None, "division")):
+        try:
+            team.together(work)
+        except Exception as error:
+            caught = error
+        else:
+            raise AssertionError("an error was lost")
+        body = error_body(caught)
+        assert body.chain[0].frames[-1].function in ("full", "<lambda>"), body.chain
+        assert words in caught.args[0] and (kind is None or type(caught) is kind)
+        if team.rank == 1:
+            assert kind is not None or type(caught) is ZeroDivisionError
+            continue
+        assert caught.args[0].startswith(f"Rank 1 on {socket.gethostname()}: ") and caught.details["rank"] == 1
+        if kind is not None:
+            assert (caught.code, caught.hint, caught.details["bytes"]) == ("E_DISK_FULL", "Free some.", 3)

@@ -13,10 +13,22 @@ it('asks for as many GPUs as processes', async () => {
   await expect(checkHost('pretrain', cuda, process.env, none)).rejects.toMatchObject({ code: 'E_GPU' });
   await expect(checkHost('pretrain', cuda, process.env, two)).rejects.toMatchObject({
     message: 'compute.gpusPerNode is 4, but this machine has 2 GPUs.',
-    hint: 'Use --gpus 2.',
+    hint: 'Use --gpus 2, or --set compute.device=cpu.',
   });
   await checkHost('pretrain', config({ device: 'cuda', gpusPerNode: 2 }), process.env, two);
   await checkHost('pretrain', config({ device: 'cpu', gpusPerNode: 4 }), process.env, none);
+  await checkHost('pretrain', config({ device: 'auto', gpusPerNode: 4 }), process.env, none);
+  await expect(
+    checkHost('pretrain', config({ device: 'auto', gpusPerNode: 4 }), process.env, two),
+  ).rejects.toMatchObject({ code: 'E_GPU' });
+});
+
+it('refuses more processes than this machine has memory for', async () => {
+  for (const device of ['cpu', 'auto']) {
+    await expect(
+      checkHost('distill', config({ device, gpusPerNode: 1_000_000 }), process.env, none),
+    ).rejects.toMatchObject({ code: 'E_CONFIG_VALUE', hint: expect.stringMatching(/at most --gpus \d+/) });
+  }
 });
 
 it('starts nothing on several machines', async () => {
