@@ -65,3 +65,12 @@ export function backwardFlops(shape: NetworkShape, mode: Checkpointing): CallFlo
 }
 
 export const sumOf = (flops: CallFlops): number => Object.values(flops).reduce((all, part) => all + part, 0);
+
+/** FLOPs of several such calls. */
+export const times = (flops: CallFlops, count: number): CallFlops => ({
+  product: count * flops.product,
+  attention: count * flops.attention,
+  attentionDual: count * flops.attentionDual,
+  productBackward: count * flops.productBackward,
+  attentionBackward: count * flops.attentionBackward,
+});

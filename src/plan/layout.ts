@@ -1,4 +1,5 @@
 /** How GPUs share a run: the axes of `compute.parallel` and the samples each GPU takes. */
+import { autoBranches } from '../config/branches.ts';
 import type { RcmConfig } from '../config/types.ts';
 
 export interface Layout {
@@ -65,6 +66,15 @@ export function withLayout(config: RcmConfig, layout: Layout): RcmConfig {
     },
     schedule: { ...config.schedule, batchSize, microBatchSize: microBatch },
   };
+}
+
+/** How the teacher makes its velocity: so many calls, of so many times the samples of a micro-batch. */
+export function teacherCalls(config: RcmConfig, layout: Layout): { readonly calls: number; readonly batches: number } {
+  const { guidance, branches } = config.teacher;
+  if (guidance === 1) return { calls: 1, batches: 1 };
+  const onGpu = withLayout({ ...config, compute: { ...config.compute, device: 'cuda' } }, layout);
+  const batched = (branches === 'auto' ? autoBranches(onGpu) : branches) === 'batched';
+  return batched ? { calls: 1, batches: 2 } : { calls: 2, batches: 1 };
 }
 
 /**

@@ -6,7 +6,7 @@
  * fullest moment (the feed-forward layers), is counted in units from the networks' code.
  */
 import type { RcmConfig } from '../config/types.ts';
-import { accumulation, holders, type Layout } from './layout.ts';
+import { accumulation, holders, type Layout, teacherCalls } from './layout.ts';
 import {
   adapterParameters,
   type Checkpointing,
@@ -131,16 +131,15 @@ function bucketBytes({ linears, dim }: NetworkShape, layout: Layout): number {
 
 /** The moments at which memory can be fullest. */
 function momentsOf(config: RcmConfig, shape: NetworkShape, layout: Layout): readonly Momentary[] {
-  const { method, teacher, compute } = config;
+  const { method, compute } = config;
   const parts = partsOf(shape, layout, compute.activationCheckpointing);
   const again = accumulation(layout) > 1;
-  const branches = teacher.branches === 'batched' && teacher.guidance !== 1 ? 2 : 1;
   const moments: Momentary[] = [
     {
       when: 'teacher',
       gradients: again ? parts.gradients : 0,
       activations: 0,
-      working: branches * parts.plain,
+      working: teacherCalls(config, layout).batches * parts.plain,
       buffers: parts.gathered,
     },
     // The root of the second moment: of all parameters at once, or of those that visit.

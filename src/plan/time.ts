@@ -1,7 +1,7 @@
 /** Seconds of a step: FLOPs over measured rates, bytes over bandwidth, and what the host takes to launch it all. */
 import type { RcmConfig } from '../config/types.ts';
-import { backwardFlops, type CallFlops, callFlops } from './flops.ts';
-import { accumulation, holders, type Layout, replicas } from './layout.ts';
+import { backwardFlops, type CallFlops, callFlops, times } from './flops.ts';
+import { accumulation, holders, type Layout, replicas, teacherCalls } from './layout.ts';
 import { type Gpu, networkBytes } from './machines.ts';
 import { unitBytes } from './memory.ts';
 import {
@@ -158,12 +158,12 @@ const added = (left: LossTime, right: LossTime): LossTime => ({
 
 function finished(setting: Setting, loss: LossTime): StepTime {
   const { layout, shape } = setting;
-  const times = accumulation(layout);
+  const forwards = accumulation(layout);
   const parts = {
-    teacher: times * loss.teacher,
-    sampling: times * loss.sampling,
-    forward: times * loss.forward,
-    backward: times * loss.backward,
+    teacher: forwards * loss.teacher,
+    sampling: forwards * loss.sampling,
+    forward: forwards * loss.forward,
+    backward: forwards * loss.backward,
     update: updateSeconds(setting),
     draws: loss.noises * layout.batchSize * shape.latentSize * drawSeconds,
   };
@@ -172,15 +172,16 @@ function finished(setting: Setting, loss: LossTime): StepTime {
 
 /** The teacher's velocity of a micro-batch, with guidance. */
 function teacher(setting: Setting): number {
-  const { guidance } = setting.config.teacher;
-  const call = {
-    flops: callFlops(setting.shape, 'value', false),
-    elementwise: 1,
+  const { calls, batches } = teacherCalls(setting.config, setting.layout);
+  const call = callSeconds(setting, {
+    flops: times(callFlops(setting.shape, 'value', false), batches),
+    elementwise: batches,
     adapters: 0,
-    exchanged: 4,
+    exchanged: 4 * batches,
     gathered: 'frozen',
-  } as const;
-  return (guidance === 1 ? 1 : 2) * callSeconds(setting, { ...call, host: hostOf(setting, 'value', false, 1) });
+    host: hostOf(setting, 'value', false, 1),
+  });
+  return calls * call;
 }
 
 const isAdapted = ({ shape }: Setting): boolean => shape.lora !== null;

@@ -214,8 +214,9 @@ def _check_teacher(
     condition: Conditioning,
     team: JobTeam,
 ) -> None:
-    """All processes look at the same samples, as a sharded network needs."""
-    drawn = data.batch(0, min(16, data.size), config.seed)
+    """All processes look at the same samples, as a sharded network needs; no more than a pass of training has."""
+    count = min(16, data.size, micro_batch(config, config.schedule.batch_size, team))
+    drawn = data.batch(0, count, config.seed)
     batch = Batch(drawn.latents.to(team.device), drawn.labels.to(team.device))
     check_guidance(teacher, batch, condition, config.teacher.guidance, teacher.spec.time_scale)
     copies = {name: velocity for name, velocity in velocities.items() if starts(config)[name] == "teacher"}
