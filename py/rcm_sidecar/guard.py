@@ -38,6 +38,7 @@ def begin() -> bytes:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    leave_signals_to_node()
     line = read_line(pipe)
     try:
         ppid = int(json.loads(line)["ppid"])
@@ -52,6 +53,17 @@ def begin() -> bytes:
         signal.signal(signal.SIGUSR1, lambda number, frame: None)
         faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
     return line
+
+
+def leave_signals_to_node() -> None:
+    """Ignore what asks a process to end: Node hears it, too, and decides.
+
+    Slurm signals every process of a job and a terminal its whole group: a rank that died of it would take the
+    checkpoint with it that Node asks for. What Node wants to end it kills.
+    """
+    for asked in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None)):
+        if asked is not None:
+            signal.signal(asked, signal.SIG_IGN)
 
 
 def read_line(descriptor: int) -> bytes:

@@ -26,7 +26,7 @@ import { createRequests, type PendingRequests, type RequestOptions, type Respons
 import { bindSockets, type Sockets } from './sockets.ts';
 import { type ProcessExit, type SidecarProcess, spawnSidecar } from './spawn.ts';
 import { type CapturedOutput, captureOutput } from './stderr.ts';
-import { settlesWithin, signalGroup, terminateGroup } from './terminate.ts';
+import { settlesWithin, signalGroup } from './terminate.ts';
 import { createWatchdog, type HangBudgets, type HangKind, type Watchdog } from './watchdog.ts';
 
 /** The part of a pino logger the bridge uses. */
@@ -89,7 +89,7 @@ export interface Sidecar {
   request<T extends RequestType>(type: T, body: RequestBody<T>, options?: RequestOptions): Promise<ResponseValue>;
   /** Resolves once the process is gone and every event it has sent is handled. Never rejects. */
   readonly exited: Promise<SidecarExit>;
-  /** Asks it to leave, then SIGTERM after `graceMs`, then SIGKILL. Resolves when it is gone; may be called in a handler. */
+  /** Asks it to leave, and kills it after `graceMs`: it ignores SIGTERM, see guard.py. Resolves when it is gone; may be called in a handler. */
   stop(options?: { readonly graceMs?: number }): Promise<void>;
   /** SIGKILL to the whole process group, at once. */
   kill(): void;
@@ -382,7 +382,7 @@ class Session {
     this.#cancelTimer = setTimeout(() => {
       const message = `The job did not stop within ${deadlineMs} ms.`;
       this.#failure ??= new RcmBridgeError('E_SIDECAR_HANG', message, { details: { step: this.#step } });
-      if (this.#child.pid !== undefined) void terminateGroup(this.#child.pid, this.#gone);
+      this.kill();
     }, deadlineMs);
   }
 
@@ -435,8 +435,10 @@ class Session {
 
   async #stop(graceMs: number = defaults.graceMs): Promise<void> {
     this.#request('shutdown', { deadlineMs: graceMs }).catch(() => undefined);
-    const pid = this.#child.pid;
-    if (!(await settlesWithin(this.#gone, graceMs)) && pid !== undefined) await terminateGroup(pid, this.#gone);
+    if (!(await settlesWithin(this.#gone, graceMs))) {
+      this.kill();
+      await this.#gone;
+    }
     // Called by a handler, `exited` would wait for that handler.
     if (this.#handling === 0) await this.#finished.promise;
   }

@@ -8,22 +8,6 @@ export function signalGroup(pid: number, signal: NodeJS.Signals): boolean {
   }
 }
 
-/** How long a group has between SIGTERM and SIGKILL. */
-export const killDelayMs = 5_000;
-
-/**
- * Ends a process group: SIGTERM, then SIGKILL when `gone` has not resolved after `delayMs`.
- *
- * @param pid leader of the group
- * @param gone resolves when the leader has exited
- */
-export async function terminateGroup(pid: number, gone: Promise<unknown>, delayMs = killDelayMs): Promise<void> {
-  signalGroup(pid, 'SIGTERM');
-  const timer = setTimeout(() => signalGroup(pid, 'SIGKILL'), delayMs);
-  await gone;
-  clearTimeout(timer);
-}
-
 /** Resolves to true when `promise` settles within the time, to false otherwise. */
 export async function settlesWithin(promise: Promise<unknown>, timeMs: number): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined;

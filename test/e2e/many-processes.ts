@@ -35,6 +35,47 @@ export async function killedRun(cwd: string, runsDir: string, victim: Victim, st
   return { ...result, pids };
 }
 
+/** Thousands of steps, its weights shared by both processes. */
+export const longRun: readonly string[] = [
+  ...['distill', '--gpus', '2', ...quickRun(5_000), '--set', 'compute.device=cpu'],
+  ...['--set', 'compute.parallel.shard=2', '--set', 'checkpoints.everySteps=2'],
+];
+
+export interface SignalledRun extends KilledRun {
+  /** From the signal to the end. */
+  readonly seconds: number;
+}
+
+export type Send = (node: ChildProcess, pids: readonly number[]) => void;
+
+/** To all processes as a scheduler does, Node last: the others have it by then for sure. */
+export const everybody =
+  (signal: NodeJS.Signals): Send =>
+  (_node, pids) => {
+    for (const pid of [...pids].reverse()) process.kill(pid, signal);
+  };
+
+/** Trains some steps in `cwd`/runs and is signalled then. */
+export async function signalledRun(cwd: string, words: readonly string[], send: Send): Promise<SignalledRun> {
+  let pids: readonly number[] = [];
+  let sentMs = 0;
+  const result = await runCli([...words, '--runs-dir', 'runs', '--format', 'ndjson', '--grace', '60s'], {
+    cwd,
+    timeoutMs: 150_000,
+    onSpawn: child => {
+      let seen = 0;
+      child.stdout?.on('data', chunk => {
+        seen += String(chunk).split('"type":"metric"').length - 1;
+        if (sentMs > 0 || seen < 5) return;
+        sentMs = performance.now();
+        pids = processesOf(child.pid ?? 0).all;
+        send(child, pids);
+      });
+    },
+  });
+  return { ...result, pids, seconds: (performance.now() - sentMs) / 1000 };
+}
+
 export const isAlive = (pid: number): boolean => {
   if (!existsSync(join('/proc', String(pid)))) return false;
   return !/^State:\s+Z/m.test(readFileSync(join('/proc', String(pid), 'status'), 'utf8'));
