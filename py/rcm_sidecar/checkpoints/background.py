@@ -94,8 +94,8 @@ class CheckpointWriter:
         """The run has failed: let the checkpoint be finished.
 
         Returns:
-            What the run failed of: `error`, unless the checkpoint failed first, of which the other processes have learnt
-            at once; their end shows here as a broken connection.
+            What the run failed of: `error`, unless the checkpoint failed first, of which the other processes have
+            learnt at once; their end shows here as a broken connection.
         """
         if self._thread is not None:
             self._thread.join(None if self._team.single else ABANDON_SECONDS)

@@ -1,7 +1,7 @@
 """What each process of a hanging job said to the others last: torch's flight recorder, as JSON, when SIGUSR1 comes.
 
-Node sends that signal to all processes when the step watchdog notices a hang; the guard prints the Python stacks then. The
-thread here is woken through `signal.set_wakeup_fd`, so the main thread may stand in a collective meanwhile. Only a
+Node sends that signal to all processes when the step watchdog notices a hang; the guard prints the Python stacks then.
+The thread here is woken through `signal.set_wakeup_fd`, so the main thread may stand in a collective meanwhile. Only a
 process whose C code holds the interpreter's lock cannot answer. torch's own dump is a pickle and is not used.
 """
 
@@ -51,7 +51,7 @@ def write_records(run_dir: Path, attempt: int, rank: int) -> None:
 
 @contextmanager
 def recorded_on_signal(run_dir: Path, attempt: int, rank: int) -> Iterator[None]:
-    """Write the records whenever SIGUSR1 comes; `guard.begin` has installed its handler. Main thread only, else nothing."""
+    """Write the records whenever SIGUSR1 comes, whose handler is `guard.begin`'s. Does nothing in other threads."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
         yield
         return

@@ -114,11 +114,11 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
     """
     path = locate(config.teacher_locator)
     teacher = build_frozen(config.model)
-    table = load_table(folder_of(path), teacher)
     data = open_training_data(config)
     schedule = method_schedule(config)
     learns: tuple[AdapterRole, ...] = ("student", "critic") if schedule.has_critic else ("student",)
     learners = start_networks(config, teacher, path, learns, team)
+    table = load_table(folder_of(path), teacher)
     condition = conditioning(table.to(team.device), config.teacher.negative)
     velocities = {name: learner.velocity for name, learner in learners.items()}
     if check:

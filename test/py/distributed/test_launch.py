@@ -146,9 +146,7 @@ def wait_until(done):
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by signal SIGKILL", None),
     ],
 )
-def test_the_rank_that_failed_is_named_not_those_whose_connection_it_broke(
-    behaviour, message, frame, ranks, tmp_path
-):
+def test_the_rank_that_failed_is_named_not_those_whose_connection_it_broke(behaviour, message, frame, ranks, tmp_path):
     """Rank 1 fails while ranks 0, 2 and 3 wait for it in a collective; they are gone within ten seconds."""
     others = "[team.sum(torch.ones(2)) for _ in range(10**6)]"
     job, compute = ranks(

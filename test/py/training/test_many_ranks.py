@@ -25,9 +25,7 @@ FOUR = (
 )
 
 
-def equal(
-    family: str, teacher: Path, method: str, lora: bool, layout: tuple[int, int, str]
-) -> tuple[object, ...]:
+def equal(family: str, teacher: Path, method: str, lora: bool, layout: tuple[int, int, str]) -> tuple[object, ...]:
     return ("equals_one_process", family, str(teacher), method, lora, *layout)
 
 
