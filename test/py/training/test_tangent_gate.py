@@ -62,9 +62,7 @@ def gate(kind, precision="fp32", residual="bf16"):
     net.residual = residual
     net.requires_grad_(True)
     scale = net.spec.time_scale
-    found = check_tangent(
-        net, net, net.parameters(), batch, condition, guidance=1.5, time_scale=scale, team=ALONE
-    )
+    found = check_tangent(net, net, net.parameters(), batch, condition, guidance=1.5, time_scale=scale, team=ALONE)
     assert all(parameter.grad is None for parameter in net.parameters())
     return found
 
