@@ -20,7 +20,6 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'data.maxBadSamples': [100],
   'compute.launcher': ['auto', 'local'],
   'compute.precision': [precision('fp32', 'fp32'), precision('bf16', 'bf16'), precision('bf16', 'fp32')],
-  'compute.profile': [false],
   'compute.offload': ['none', 'optimizer'],
   'compute.compile': [false],
   'checkpoints.async': [true],

@@ -13,6 +13,7 @@ import { type Chart, chartsOf } from './charts.ts';
 import { escapeText, html, type Markup, raw } from './markup.ts';
 import { pageScript } from './page-script.ts';
 import { pageStyle } from './page-style.ts';
+import { profileTable } from './profile.ts';
 import { reportPath } from './report-path.ts';
 import { type ReportGrid, type RunData, readRunData } from './run-data.ts';
 import { evaluationTable, gatesTable } from './tables.ts';
@@ -99,6 +100,7 @@ ${
 <div class="charts">${charts.map((chart, at) => chartFigure(chart, `chart-${index}-${at}`))}</div>`
     : ''
 }
+${run.profiles.length > 0 ? html`<h2>Time of a step</h2>${profileTable(run.profiles)}` : ''}
 <h2>Config and versions</h2>
 <details><summary>Config</summary><pre>${toYaml(run.config)}</pre></details>
 <details><summary>Versions and machine</summary><pre>${toYaml(run.environment)}</pre></details>

@@ -9,6 +9,7 @@ p { margin: 4px 0 12px; } small, .note { color: var(--soft); font-size: 13px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th, td { padding: 5px 12px 5px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td small, th small { display: block; white-space: nowrap; font-weight: normal; }
+.bar { display: block; height: 4px; border-radius: 2px; background: var(--good); }
 .met { color: var(--good); } .unmet { color: var(--bad); }
 .grids { display: flex; flex-wrap: wrap; gap: 28px; } figure { margin: 0; } figcaption { margin-bottom: 6px; }
 .grid { display: grid; grid-template-columns: auto auto; font-size: 12px; width: max-content; max-width: 100%; overflow-x: auto; }

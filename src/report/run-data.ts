@@ -3,9 +3,11 @@ import fs from 'node:fs';
 import { join } from 'node:path';
 import type { Gate } from '../evaluation/gates.ts';
 import { readScorecard, type Scorecard } from '../evaluation/scorecard.ts';
+import type { MetricEvent } from '../runs/events.ts';
 import { readMetrics } from '../runs/journal.ts';
 import { hasGates, type RunRecord, readSettledRecord } from '../runs/record.ts';
 import { samplesName } from '../runs/sample-files.ts';
+import { type PhaseProfile, profilesOf } from './profile.ts';
 
 export interface Series {
   readonly name: string;
@@ -29,6 +31,7 @@ export interface RunData {
   readonly config: Readonly<Record<string, unknown>>;
   readonly environment: Readonly<Record<string, unknown>>;
   readonly series: readonly Series[];
+  readonly profiles: readonly PhaseProfile[];
   readonly grids: readonly ReportGrid[];
   readonly scorecard: Scorecard | undefined;
 }
@@ -41,11 +44,13 @@ export function readRunData(runDir: string, current?: RunRecord): RunData | unde
   const record = current ?? readSettledRecord(runDir);
   if (record === undefined) return undefined;
   const config = asRecord(asRecord(readJson(join(runDir, 'config.json'))).config);
+  const metrics = readMetrics(runDir);
   return {
     record,
     config,
     environment: asRecord(readJson(join(runDir, 'environment.json'))),
-    series: readSeries(runDir),
+    series: seriesOf(metrics),
+    profiles: profilesOf(metrics),
     grids: chooseGrids(readGrids(runDir)),
     scorecard: readScorecard(runDir, hasGates(record) ? gatesOf(config) : []),
   };
@@ -55,9 +60,9 @@ const gatesOf = (config: Readonly<Record<string, unknown>>): readonly Gate[] =>
   (asRecord(config.evaluation).gates as readonly Gate[] | undefined) ?? [];
 
 /** Curves by name. Steps repeated after a resume count once, with the value of the highest attempt. */
-export function readSeries(runDir: string): readonly Series[] {
+export function seriesOf(metrics: readonly MetricEvent[]): readonly Series[] {
   const byName = new Map<string, Map<number, { attempt: number; value: number }>>();
-  for (const { attempt, step, values } of readMetrics(runDir)) {
+  for (const { attempt, step, values } of metrics) {
     for (const [name, value] of Object.entries(values)) {
       const points = byName.get(name) ?? new Map<number, { attempt: number; value: number }>();
       byName.set(name, points);

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from rcm_sidecar.distributed import ring, ulysses
 from rcm_sidecar.dual import DualOrTensor, ops
 from rcm_sidecar.dual.number import join, split
+from rcm_sidecar.step_clock import StepClock, current_clock, region_of
 
 Kind = Literal["ulysses", "ring"]
 
@@ -43,7 +44,7 @@ class ContextGroup:
 
     def share(self, tokens: int) -> TokenShare:
         """How `tokens` tokens of one forward are dealt out."""
-        return TokenShare(self, tokens)
+        return TokenShare(self, tokens, current_clock())
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class TokenShare:
     Attributes:
         context: The processes.
         tokens: Of one sample, without padding.
+        clock: What times the exchanges of this forward and its backward, if anything does.
     """
 
     context: ContextGroup
     tokens: int
+    clock: StepClock | None = None
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -136,7 +139,8 @@ class TokenShare:
         """[P, B, rows, D] of every process to [P, B, tokens, D], one collective."""
         x = x.contiguous()
         received = x.new_empty(self.size * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(received, x, group=self.group)
+        with region_of(self.clock, "communication"):
+            dist.all_gather_into_tensor(received, x, group=self.group)
         whole = received.reshape(self.size, *x.shape).permute(1, 2, 0, 3, 4).flatten(2, 3)
         return whole[:, :, : self.tokens]
 

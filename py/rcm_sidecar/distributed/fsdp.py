@@ -7,12 +7,16 @@ the root. Sharding comes last: LoRA, compile and checkpointing first.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from rcm_sidecar.step_clock import StepClock
 
 # Inputs keep their dtype: rounding the time to bf16 makes the derivative 63 % wrong on Wan (measured, wan2.1.md).
 HALF_PRECISION = MixedPrecisionPolicy(
@@ -56,6 +60,35 @@ def announce_backward(net: nn.Module, last: bool) -> None:
     if isinstance(net, FSDPModule):
         net.set_requires_all_reduce(last)
         net.set_is_last_backward(last)
+
+
+@contextmanager
+def timed_collectives(clock: StepClock) -> Iterator[None]:
+    """Within the context the time that a pass waits for weights or for sums of gradients counts as communication.
+
+    Only what is waited for counts, not what runs beside computation. FSDP2 has no hook for that, so the methods that
+    wait are wrapped, on the class, since backward calls them on autograd's threads. They are torch's own affair, so they
+    are looked for only when a profile is asked for.
+    """
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    waiting = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
+    originals = {name: getattr(FSDPParamGroup, name) for name in waiting}
+
+    def wrapped(original: Any) -> Any:
+        def within(*arguments: Any, **named: Any) -> Any:
+            with clock.region("communication"):
+                return original(*arguments, **named)
+
+        return within
+
+    for name, original in originals.items():
+        setattr(FSDPParamGroup, name, wrapped(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(FSDPParamGroup, name, original)
 
 
 def _wide(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:

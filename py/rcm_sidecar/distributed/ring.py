@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rcm_sidecar.dual.attention import backward_kernel, forward_kernel
 from rcm_sidecar.dual.number import wide_dtype, widen
+from rcm_sidecar.step_clock import StepClock, region_of
 
 if TYPE_CHECKING:
     from rcm_sidecar.distributed.context_parallel import TokenShare
@@ -143,11 +144,13 @@ class _Arrival:
     sent: Tensor
     received: Tensor
     works: list[dist.Work]
+    clock: StepClock | None
 
     def wait(self) -> Tensor:
         """What arrived."""
-        for work in self.works:
-            work.wait()
+        with region_of(self.clock, "communication"):
+            for work in self.works:
+                work.wait()
         return self.received
 
 
@@ -159,4 +162,6 @@ def _pass_on(x: Tensor, share: TokenShare, tag: int) -> _Arrival:
         dist.P2POp(dist.isend, x, group=share.group, group_peer=following, tag=tag),
         dist.P2POp(dist.irecv, received, group=share.group, group_peer=previous, tag=tag),
     ]
-    return _Arrival(x, received, dist.batch_isend_irecv(transfers))
+    with region_of(share.clock, "communication"):
+        works = dist.batch_isend_irecv(transfers)
+    return _Arrival(x, received, works, share.clock)

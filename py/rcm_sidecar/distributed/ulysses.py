@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcm_sidecar.dual.attention import backward_kernel, forward_kernel
+from rcm_sidecar.step_clock import region_of
 
 if TYPE_CHECKING:
     from rcm_sidecar.distributed.context_parallel import TokenShare
@@ -81,5 +82,6 @@ def _tokens_for_heads(parts: Sequence[Tensor], share: TokenShare) -> tuple[Tenso
 def _exchange(sent: Tensor, share: TokenShare) -> Tensor:
     """Row i of `sent` [size, ...] goes to process i; row i of the result came from it."""
     received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=share.group)
+    with region_of(share.clock, "communication"):
+        dist.all_to_all_single(received, sent, group=share.group)
     return received

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rcm_sidecar.dual.kept import KeptResults, Kind
 from rcm_sidecar.dual.number import Dual, DualOrTensor, split
+from rcm_sidecar.step_clock import current_clock, region_of
 
 Body = Callable[..., DualOrTensor]
 
@@ -34,10 +35,11 @@ def checkpoint_block(body: Body, *inputs: DualOrTensor, keep: Collection[Kind] =
     # Emptied on first use: the closure lives until backward and must not hold the tangents until then.
     duals: list[tuple[DualOrTensor, ...]] = [inputs]
     tangents: list[Tensor | None] = []
+    clock = current_clock()
 
     def run(*values: Tensor) -> Tensor:
         if not duals:
-            with kept.replaying():
+            with region_of(clock, "recomputation"), kept.replaying():
                 return cast(Tensor, body(*values))
         with kept.recording():
             out = body(*duals.pop())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from rcm_sidecar.errors import CheckpointError
 from rcm_sidecar.files import write_tensors
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
 from rcm_sidecar.protocol import CheckpointBody, EndBody, Export, Progress, TrainingStart
+from rcm_sidecar.step_clock import StepClock, StepProfile, region
 from rcm_sidecar.training.checksums import ChecksumGuard
 from rcm_sidecar.training.determinism import Environment
 from rcm_sidecar.training.health import NonFinite, NonFiniteWindow
@@ -61,6 +64,8 @@ class TrainingLoop:
     _seconds: float = field(init=False, default=0.0)
     _bad_batch: bool = field(init=False, default=False)
     _dropped: bool = field(init=False, default=False)
+    _clock: StepClock | None = field(init=False)
+    _profile: StepProfile = field(init=False, default_factory=StepProfile)
 
     def __post_init__(self) -> None:
         settings = self.config.health.non_finite
@@ -68,6 +73,7 @@ class TrainingLoop:
         self._window = NonFiniteWindow(settings.policy, settings.max_share, settings.window_steps)
         self._checksums = ChecksumGuard(self.trained, self.config.health.checksum_every_steps)
         self.trained.trainer.wants = self.link.requests.waiting
+        self._clock = StepClock(self.trained.team.device) if self.config.compute.profile else None
         self._writer = CheckpointWriter(
             self._root,
             self.config.checkpoints,
@@ -104,8 +110,9 @@ class TrainingLoop:
             self._checksums.begin(self.step)
             self._handle_requests()
             self._evaluate_if_due()
-            while self.step < self.trained.steps:
-                self._one_step()
+            with self._timed():
+                while self.step < self.trained.steps:
+                    self._one_step()
             self._finish()
         except JobCancelled as cancelled:
             if cancelled.cancel.checkpoint:
@@ -121,10 +128,25 @@ class TrainingLoop:
             raise
         return self._end("succeeded")
 
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """With `compute.profile` the time of each step is taken by parts."""
+        if self._clock is None:
+            yield
+        elif self.trained.team.mesh is None:
+            with self._clock.running():
+                yield
+        else:
+            from rcm_sidecar.distributed.fsdp import timed_collectives  # slow to import, see placement.py
+
+            with self._clock.running(), timed_collectives(self._clock):
+                yield
+
     def checkpoint(self, reason: str) -> tuple[int, str]:
         """A checkpoint of this step, complete on disk; returns its step and path below the run directory."""
-        saved = self._begin_checkpoint(reason)
-        self._writer.finish()
+        with region("checkpoint"):
+            saved = self._begin_checkpoint(reason)
+            self._writer.finish()
         return saved
 
     def _begin_checkpoint(self, reason: str) -> tuple[int, str]:
@@ -166,10 +188,12 @@ class TrainingLoop:
         if result.non_finite is not None:
             self._keep_bad_batch(result)
             self._window_add(result.non_finite)
-        self._checksums.check_if_due(self.step)
+        with region("checksum"):
+            self._checksums.check_if_due(self.step)
         self._previews_if_due()
         if _is_due(self.step, self.config.checkpoints.every_steps):
-            self._begin_checkpoint("schedule")
+            with region("checkpoint"):
+                self._begin_checkpoint("schedule")
         if self.step < self.trained.steps:
             self._evaluate_if_due()
         if result.wanted or self.trained.team.single:
@@ -177,7 +201,10 @@ class TrainingLoop:
 
     def _report(self, result: StepResult) -> None:
         values = {**result.values, "time/step_ms": 1000 * result.seconds}
+        if self._clock is not None:
+            self._profile.add(result.phase, self._clock.lap())
         if self._log.is_due(result.phase, result.step):
+            values |= self._profile.take(result.phase)
             self.link.metric(result.step, result.phase, values)
         self._latest |= {name: value for name, value in result.values.items() if name.endswith("/loss")}
         share = 1.0 if self._seconds == 0 else _RECENT
@@ -223,7 +250,8 @@ class TrainingLoop:
     def _previews_if_due(self) -> None:
         if _is_due(self.step, self.config.evaluation.previews.every_steps):
             self.link.activity("sampling", self.step)
-            self.products.previews(self.step)
+            with region("sampling"):
+                self.products.previews(self.step)
             self.link.activity("training", self.step)
 
     def _evaluate_if_due(self) -> None:
@@ -242,7 +270,8 @@ class TrainingLoop:
         if not self.start.plan.rows:
             return
         self.link.activity("evaluating", self.step)
-        self.products.evaluate(self.step)
+        with region("sampling"):
+            self.products.evaluate(self.step)
         self.link.activity("training", self.step)
 
     def _finish(self) -> None:
@@ -265,7 +294,8 @@ class TrainingLoop:
             self._follow()
             return
         self._serve_tickets()
-        requests.wait_while_paused(self.step, self._serve_tickets)
+        with region("pause"):
+            requests.wait_while_paused(self.step, self._serve_tickets)
         cancel = requests.cancelled()
         team.tell("go on" if cancel is None else "stop and save" if cancel.checkpoint else "stop")
         if cancel is not None:
@@ -277,7 +307,8 @@ class TrainingLoop:
                 case "checkpoint":
                     self.checkpoint("request")
                 case "sample":
-                    self.products.sample(None, self.step)
+                    with region("sampling"):
+                        self.products.sample(None, self.step)
                 case _:
                     raise JobCancelled(Cancel(checkpoint=order == "stop and save"))
 
@@ -294,7 +325,8 @@ class TrainingLoop:
         while (sample := requests.take_sample()) is not None:
             team.tell("sample")
             self.link.activity("sampling", self.step)
-            self.products.sample(sample, self.step)
+            with region("sampling"):
+                self.products.sample(sample, self.step)
             self.link.activity("training", self.step)
 
     def _state_values(self) -> dict[str, Any]:

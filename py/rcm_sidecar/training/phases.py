@@ -18,9 +18,11 @@ from rcm_sidecar.data import TrainingData
 from rcm_sidecar.diffusion.guidance import Branches, Network
 from rcm_sidecar.diffusion.time_distributions import draw
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
+from rcm_sidecar.dual import Dual, DualOrTensor
 from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods import dcm, dmd, rcm, scm
 from rcm_sidecar.methods.loss import Loss
+from rcm_sidecar.step_clock import region, timed
 from rcm_sidecar.training.randomness import generator, normal
 from rcm_sidecar.training.trainer import Term, Work
 
@@ -69,6 +71,16 @@ class Networks:
     critic: Network | None
     time_scale: float
 
+    def timed(self) -> Networks:
+        """The same networks; with a profile each call counts to its part of the step."""
+        plain, dual = timed("forward", self.student), timed("dual_forward", self.student)
+
+        def student(x: DualOrTensor, t: DualOrTensor, text: Tensor) -> Any:
+            return dual(x, t, text) if isinstance(x, Dual) else plain(x, t, text)
+
+        critic = None if self.critic is None else timed("critic", self.critic)
+        return Networks(student, timed("teacher", self.teacher), critic, self.time_scale)
+
 
 @dataclass(frozen=True)
 class DistillationPlan:
@@ -97,7 +109,8 @@ class DistillationPlan:
         size, seed = self.config.schedule.batch_size, self.config.seed
         share = self.team.own(size)
         samples = share.stop - share.start
-        batch = self.data.batch(step * size + share.start, samples, seed)
+        with region("data_wait"):
+            batch = self.data.batch(step * size + share.start, samples, seed)
         inputs = {"latents": batch.latents, "labels": batch.labels}
         latents = batch.latents.to(self.team.device)
         with torch.no_grad():
@@ -124,7 +137,7 @@ class DistillationPlan:
         }
 
     def _scm(self, draws: Draws, latents: Tensor, text: Tensor, ratio: float) -> Term:
-        settings, networks = self.config.losses.scm, self.networks
+        settings, networks = self.config.losses.scm, self.networks.timed()
         noise = draws.noise("scm/noise")
         u = draws.times("scm/time", settings.time_distribution)
 
@@ -146,7 +159,7 @@ class DistillationPlan:
         return Term("scm", u, loss, _SCM_SCALARS, _SCM_COUNTS, dropped="non_finite_tangent")
 
     def _dcm(self, draws: Draws, latents: Tensor, text: Tensor) -> Term:
-        settings, networks = self.config.losses.dcm, self.networks
+        settings, networks = self.config.losses.dcm, self.networks.timed()
         noise = draws.noise("dcm/noise")
         q = draws.uniform("dcm/time") * (1 - settings.teacher_steps / settings.grid_steps)
 
@@ -167,7 +180,7 @@ class DistillationPlan:
         return Term("dcm", times, loss, _DCM_SCALARS)
 
     def _dmd(self, draws: Draws, text: Tensor, own_updates: int) -> Term:
-        settings, critic, teacher = self.config.losses.dmd, self._the_critic(), self.networks.teacher
+        settings, critic, teacher = self.config.losses.dmd, self._the_critic(), self.networks.timed().teacher
         rollout = self._rollout(draws, "dmd", text, own_updates)
         noise = draws.noise("dmd/noise")
         u = draws.times("dmd/time", settings.time_distribution)
@@ -207,10 +220,11 @@ class DistillationPlan:
             ]
             following = torch.stack(drawn) if drawn else torch.empty(0, len(text), dtype=torch.float64)
         times = rcm.rollout_times(length, len(text), following)
+        student = timed("rollout", self.networks.student)
 
         def run(chosen: slice) -> Tensor:
             return dmd.rollout(
-                self.networks.student,
+                student,
                 start[chosen],
                 times[:, chosen],
                 torch.stack([noise[chosen] for noise in fresh]) if fresh else None,
@@ -221,8 +235,9 @@ class DistillationPlan:
         return run
 
     def _the_critic(self) -> Network:
-        assert self.networks.critic is not None  # the schedule has critic phases only for methods that have one
-        return self.networks.critic
+        critic = self.networks.timed().critic
+        assert critic is not None  # the schedule has critic phases only for methods that have one
+        return critic
 
 
 @dataclass(frozen=True)

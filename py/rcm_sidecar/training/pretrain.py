@@ -14,6 +14,7 @@ from rcm_sidecar.diffusion.coordinates import compute_dtype, noisy_state, trig_p
 from rcm_sidecar.diffusion.guidance import Network
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.methods.loss import Loss, norm_per_sample, sum_per_sample
+from rcm_sidecar.step_clock import region, timed
 from rcm_sidecar.training.phases import Draws
 from rcm_sidecar.training.randomness import generator
 from rcm_sidecar.training.trainer import Term, Work
@@ -73,17 +74,19 @@ class PretrainingPlan:
         size, device = settings.batch_size, self.team.device
         share = self.team.own(size)
         samples = share.stop - share.start
-        batch = self.data.batch(step * size + share.start, samples, seed)
+        with region("data_wait"):
+            batch = self.data.batch(step * size + share.start, samples, seed)
         labels = self._dropped(batch.labels, step, size, share)
         inputs = {"latents": batch.latents, "labels": labels}
         latents, labels = batch.latents.to(device), labels.to(device)
         draws = Draws(seed, step, size, share, latents)
         noise, u = draws.noise("flow/noise"), draws.times("flow/time", settings.time_distribution)
+        network = timed("forward", self.network)
 
         def loss(chosen: slice) -> Loss:
             text = self.conditioner(labels[chosen])
             return flow_matching_loss(
-                self.network, latents[chosen], noise[chosen], u[chosen], text=text, time_scale=self.time_scale
+                network, latents[chosen], noise[chosen], u[chosen], text=text, time_scale=self.time_scale
             )
 
         term = Term("flow", u, loss, _SCALARS)

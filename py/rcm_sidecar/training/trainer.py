@@ -16,6 +16,7 @@ from torch import Tensor
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import TrainingError
 from rcm_sidecar.methods.loss import Loss
+from rcm_sidecar.step_clock import region
 from rcm_sidecar.training.ema import Ema
 from rcm_sidecar.training.health import NonFinite
 from rcm_sidecar.training.optimizer import AdamW
@@ -157,16 +158,20 @@ class Trainer:
     def run_step(self) -> StepResult:
         """One step: backward of every term, then the update, or none if a value is not finite."""
         started = time.perf_counter()
-        work = self._plan(self.step, self.updates)
+        with region("inputs"):
+            work = self._plan(self.step, self.updates)
         role = self.roles[work.role]
         role.optimizer.zero_grad()
         sums = self._backward(work, role)
-        measured = self._agree(sums, role.optimizer.gradient_norm())
+        with region("optimizer"):
+            norm = role.optimizer.gradient_norm()
+        measured = self._agree(sums, norm)
         rate = role.learning_rate(role.updates)
         values = {**measured.values, f"grad_norm/{role.name}": measured.norm, f"lr/{role.name}": rate}
         found = None
         if measured.finite:
-            self._update(role, measured.norm, rate)
+            with region("optimizer"):
+                self._update(role, measured.norm, rate)
         else:
             found = NonFinite.find(self.step + 1, work, role, self._micro_batch, self._team)
         role.optimizer.zero_grad()
@@ -191,7 +196,8 @@ class Trainer:
                 loss = term.loss(chosen)
                 left -= 1
                 role.announce(left == 0)
-                (loss.total / parts).backward()
+                with region("backward"):
+                    (loss.total / parts).backward()
                 sums.add(term, loss)
                 del loss
         return sums
@@ -208,7 +214,8 @@ class Trainer:
         asking = torch.tensor(wanted, dtype=torch.float64)
         head = [sums.total, sums.dropped / sizes.context, norm.double().square() / sizes.replicate, asking]
         here = torch.stack([part.to(norm.device) for part in (*head, *pairs)])
-        total, dropped, square, asked, *rest = self._team.sum(here)
+        with region("other" if self._team.single else "communication"):
+            total, dropped, square, asked, *rest = self._team.sum(here)
         pairs_by_name = zip(names, rest[::2], rest[1::2], strict=True)
         # A mean over no sample (an empty time bucket) is left out: it is not zero, it is unknown.
         values = {name: value / weight for name, value, weight in pairs_by_name if weight > 0}
@@ -224,8 +231,9 @@ class Trainer:
         """Counters and averages move on after a skipped update, too, as on a healthy run."""
         self.step += 1
         role.updates += 1
-        for ema in role.emas:
-            ema.update(role.parameters)
+        with region("optimizer"):
+            for ema in role.emas:
+                ema.update(role.parameters)
 
 
 @dataclass(frozen=True)

@@ -116,3 +116,23 @@ def test_the_kernels_that_auto_picks_agree_with_eager_code(tmp_path: Path, monke
         for name in values.keys() & others.keys():
             if name.endswith("/loss"):
                 assert values[name] == pytest.approx(others[name], rel=0.05), name
+
+
+def test_a_profile_changes_no_bits_and_its_parts_add_up(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Recomputation runs on a thread of autograd here, which a CPU cannot show."""
+    settings = changes(tiny_teacher, "cuda", method="scm", **{"compute.activationCheckpointing": "block"})
+    _, plain = run(start(tmp_path / "plain", {**settings, "schedule.steps": 12}))
+    _, link = run(start(tmp_path / "profiled", {**settings, "schedule.steps": 12, "compute.profile": True}))
+    found = [values for _, _, values in link.metric_values()][1:]
+    assert [
+        (step, phase, {name: value for name, value in values.items() if not name.startswith("profile/")})
+        for step, phase, values in comparable(link)
+    ] == comparable(plain)
+    for values in found:
+        parts = [value for name, value in values.items() if name.startswith("profile/") and name.endswith("_share")]
+        assert sum(parts) == pytest.approx(1)
+        for part in ("teacher", "dual_forward", "recomputation", "backward", "optimizer"):
+            assert values[f"profile/{part}_ms"] > 0, part
+    first, *_, last = link.of_type("metric")
+    passed = 1000 * (last["time"] - first["time"])
+    assert sum(values["profile/step_ms"] for values in found) == pytest.approx(passed, rel=0.02, abs=5)

@@ -7,9 +7,10 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { chartsOf } from '../../../src/report/charts.ts';
 import { renderReport, writeReport } from '../../../src/report/html.ts';
 import { html } from '../../../src/report/markup.ts';
-import { readSeries } from '../../../src/report/run-data.ts';
+import { profilesOf } from '../../../src/report/profile.ts';
+import { seriesOf } from '../../../src/report/run-data.ts';
 import { writeJsonAtomic } from '../../../src/runs/files.ts';
-import { openJournal } from '../../../src/runs/journal.ts';
+import { openJournal, readMetrics } from '../../../src/runs/journal.ts';
 import { thisOwner } from '../../../src/runs/owner.ts';
 import { writeRecord } from '../../../src/runs/record.ts';
 import { encodeGrid, sampleFolder, writeSampleGrid } from '../../../src/runs/sample-files.ts';
@@ -138,7 +139,7 @@ describe('curves', () => {
     log(1, 20, { 'scm/loss': 2 });
     log(2, 20, { 'scm/loss': 3 });
     log(2, 30, { 'scm/loss': 4 });
-    expect(readSeries(runDir)).toEqual([
+    expect(seriesOf(readMetrics(runDir))).toEqual([
       {
         name: 'scm/loss',
         points: [
@@ -171,6 +172,45 @@ describe('curves', () => {
         ],
       },
     ]);
+  });
+});
+
+describe('the time of a step', () => {
+  const profile = (steps: number, teacher: number, checkpoint: number) => ({
+    'profile/steps': steps,
+    'profile/step_ms': teacher + checkpoint,
+    'profile/teacher_ms': teacher,
+    'profile/checkpoint_ms': checkpoint,
+    'profile/outside_networks': checkpoint / (teacher + checkpoint),
+  });
+
+  test('is the mean over all steps, with the highest attempt where steps repeat', () => {
+    log(1, 1, { 'scm/loss': 1 });
+    log(1, 10, profile(9, 30, 0));
+    log(1, 20, profile(10, 1000, 1000));
+    log(2, 20, profile(1, 70, 100));
+    expect(profilesOf(readMetrics(runDir))).toEqual([
+      {
+        phase: 'student',
+        steps: 10,
+        stepMs: 44,
+        outsideNetworks: expect.closeTo(10 / 44),
+        parts: [
+          { name: 'teacher', ms: 34, share: expect.closeTo(34 / 44) },
+          { name: 'checkpoint', ms: 10, share: expect.closeTo(10 / 44) },
+        ],
+      },
+    ]);
+  });
+
+  test('stands in the report of a run that has a profile, and of no other', async () => {
+    expect(await renderReport([runDir])).not.toContain('Time of a step');
+    log(1, 10, profile(9, 300, 100));
+    const page = await renderReport([runDir]);
+    expect(page).toContain('<h2>Time of a step</h2>');
+    expect(page).toContain('<th>student<small>9 steps, 400 ms each</small></th>');
+    expect(page).toContain('<td>300 ms<small>75.0 %</small>');
+    expect(page).toContain('<td>outside calls of networks</td><td>100 ms<small>25.0 %</small>');
   });
 });
 
