@@ -22,7 +22,7 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'compute.launcher': ['auto', 'local'],
   'compute.precision': [precision('fp32', 'fp32'), precision('bf16', 'bf16'), precision('bf16', 'fp32')],
   'compute.profile': [false],
-  'compute.offload': ['none'],
+  'compute.offload': ['none', 'optimizer'],
   'compute.compile': [false],
   'checkpoints.async': [true],
   'evaluation.prompts': [null, 'builtin:video-8'],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import CheckpointError
+from rcm_sidecar.training.offload import Visitors, rest
 
 DecayRule = Callable[[int], float]
 """Decay beta of the i-th update, i counted from 0."""
@@ -49,24 +50,49 @@ class Ema:
     Args:
         parameters: Name -> tensor; the average starts as a copy.
         decay: The rule, `power_decay` or `constant_decay`.
+        offload: Keep the average in main memory; the same bits.
 
     Attributes:
-        weights: Name -> float32 average, on the parameters' devices; loadable as a network's state.
         updates: Updates so far, the rule's argument.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: DecayRule) -> None:
+    @torch.no_grad()
+    def __init__(self, parameters: Mapping[str, Tensor], decay: DecayRule, offload: bool = False) -> None:
         self._decay = decay
-        self.weights = {name: value.detach().float().clone() for name, value in parameters.items()}
+        if not offload:
+            self._weights = {name: value.detach().float().clone() for name, value in parameters.items()}
+            self._visitors = None
+        else:
+            self._weights = {name: rest(value, torch.float32) for name, value in parameters.items()}
+            for name, value in self._weights.items():
+                local(value).copy_(local(parameters[name]))
+            device = local(next(iter(parameters.values()))).device
+            self._visitors = Visitors([(value,) for value in self._weights.values()], device)
         self.updates = 0
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Name -> float32 average, on the parameters' devices or in main memory; loadable as a network's state."""
+        if self._visitors is not None:
+            self._visitors.settle()
+        return self._weights
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor]) -> None:
         """One update with the same names as at the start: average <- beta average + (1 - beta) parameters."""
         beta = self._decay(self.updates)
         self.updates += 1
-        values = [local(parameters[name]).detach().float() for name in self.weights]
-        torch._foreach_lerp_([local(value) for value in self.weights.values()], values, 1 - beta)
+        values = [local(parameters[name]).detach() for name in self._weights]
+        for chosen, averages in self._averages():
+            torch._foreach_lerp_(averages, [value.float() for value in values[chosen]], 1 - beta)
+
+    def _averages(self) -> Iterator[tuple[slice, list[Tensor]]]:
+        """(which weights, their averages on the parameters' device)."""
+        if self._visitors is None:
+            yield slice(None), [local(value) for value in self._weights.values()]
+            return
+        for chosen, rows in self._visitors.visits():
+            yield chosen, [average for (average,) in rows]
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
@@ -80,5 +106,5 @@ class Ema:
         if wrong:
             raise CheckpointError("E_CHECKPOINT_CORRUPT", f"The average's weights do not fit: {', '.join(wrong[:3])}.")
         for name, value in self.weights.items():
-            value.copy_(weights[name])
+            local(value).copy_(local(weights[name]))
         self.updates = updates

@@ -8,13 +8,14 @@ torch.optim.AdamW.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import CheckpointError, TrainingError
+from rcm_sidecar.training.offload import Visitors, rest
 
 
 class AdamW:
@@ -27,10 +28,18 @@ class AdamW:
         betas: Decay of the two moments; betas[0] = 0 stores no first moment.
         epsilon: Added to the square root of the second moment.
         weight_decay: Share of a parameter removed per update, times the learning rate.
+        offload: Keep the moments in main memory and bring them to the parameters' device for each update, a bucket at
+            a time; the same bits.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], *, betas: tuple[float, float], epsilon: float, weight_decay: float
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        betas: tuple[float, float],
+        epsilon: float,
+        weight_decay: float,
+        offload: bool = False,
     ) -> None:
         trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         if not trainable:
@@ -39,11 +48,14 @@ class AdamW:
             raise ValueError(f"betas must lie in [0, 1), got {betas}")
         self._names, self._parameters = list(trainable), list(trainable.values())
         self._betas, self._epsilon, self._weight_decay = betas, epsilon, weight_decay
-        self._second = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._first = [torch.zeros_like(parameter) for parameter in self._parameters] if betas[0] > 0 else None
+        empty = rest if offload else torch.empty_like
+        self._second = [empty(parameter.detach()) for parameter in self._parameters]
+        self._first = [empty(parameter.detach()) for parameter in self._parameters] if betas[0] > 0 else []
+        for moment in (*self._second, *self._first):
+            local(moment).zero_()
         self._own = [local(parameter) for parameter in self._parameters]
-        self._own_second = [local(value) for value in self._second]
-        self._own_first = None if self._first is None else [local(value) for value in self._first]
+        moments = (self._second, self._first) if self._first else (self._second,)
+        self._visitors = Visitors(list(zip(*moments, strict=True)), self._own[0].device) if offload else None
         self.updates = 0
         """Updates applied; a skipped update does not count here, since the moments did not see it."""
 
@@ -72,25 +84,38 @@ class AdamW:
         """
         gradients = self._gradients()
         self.updates += 1
+        for chosen, second, first in self._moments():
+            self._update(learning_rate, self._own[chosen], gradients[chosen], second, first)
+
+    def _moments(self) -> Iterator[tuple[slice, list[Tensor], list[Tensor]]]:
+        """(which parameters, their second moments, their first moments if kept), on the parameters' device."""
+        if self._visitors is None:
+            yield slice(None), [local(value) for value in self._second], [local(value) for value in self._first]
+            return
+        for chosen, rows in self._visitors.visits():
+            yield chosen, [row[0] for row in rows], [row[1] for row in rows if len(row) > 1]
+
+    def _update(
+        self, rate: float, own: list[Tensor], gradients: list[Tensor], second: list[Tensor], first: list[Tensor]
+    ) -> None:
         beta1, beta2 = self._betas
-        torch._foreach_mul_(self._own, 1 - learning_rate * self._weight_decay)
-        torch._foreach_mul_(self._own_second, beta2)
-        torch._foreach_addcmul_(self._own_second, gradients, gradients, 1 - beta2)
-        if self._own_first is None:
-            directions = gradients
-        else:
-            torch._foreach_lerp_(self._own_first, gradients, 1 - beta1)
-            directions = self._own_first
-        divisors = torch._foreach_sqrt(self._own_second)
+        torch._foreach_mul_(own, 1 - rate * self._weight_decay)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        if first:
+            torch._foreach_lerp_(first, gradients, 1 - beta1)
+        divisors = torch._foreach_sqrt(second)
         torch._foreach_div_(divisors, math.sqrt(1 - beta2**self.updates))
         torch._foreach_add_(divisors, self._epsilon)
-        step_size = learning_rate / (1 - beta1**self.updates)
-        torch._foreach_addcdiv_(self._own, directions, divisors, -step_size)
+        step_size = rate / (1 - beta1**self.updates)
+        torch._foreach_addcdiv_(own, first or gradients, divisors, -step_size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """`second/<name>`, `first/<name>` if kept, and `updates` (int64, 0-d); the tensors are not copies."""
+        if self._visitors is not None:
+            self._visitors.settle()
         state = {f"second/{name}": value for name, value in zip(self._names, self._second, strict=True)}
-        if self._first is not None:
+        if self._first:
             state |= {f"first/{name}": value for name, value in zip(self._names, self._first, strict=True)}
         return state | {"updates": torch.tensor(self.updates, dtype=torch.int64)}
 
@@ -111,7 +136,7 @@ class AdamW:
                 "Resume with the network and the betas the run began with.",
             )
         for name, value in own.items():
-            value.copy_(state[name])
+            local(value).copy_(local(state[name]))
         self.updates = int(state["updates"])
 
     def _gradients(self) -> list[Tensor]:

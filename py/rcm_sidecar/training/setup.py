@@ -161,8 +161,10 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
     network.initialise(source)
     labels = {f"{CONDITIONER}{name}": value for name, value in table.named_parameters()}
     parameters = {**learner.parameters, **labels}
-    role = make_role("teacher", parameters, settings.optimizer, settings.steps, announcer((network, table), team))
-    role.emas = [Ema(parameters, _decay(settings.ema))]
+    offload = offloads(config, team)
+    announce = announcer((network, table), team)
+    role = make_role("teacher", parameters, settings.optimizer, settings.steps, announce, offload)
+    role.emas = [Ema(parameters, _decay(settings.ema), offload)]
     plan = PretrainingPlan(config, network, table, data, network.spec.time_scale, team)
     return Trained(
         trainer=Trainer({"teacher": role}, plan, micro_batch=micro_batch(config, settings.batch_size, team), team=team),
@@ -184,11 +186,13 @@ def _roles(
 ) -> dict[str, Role]:
     student_total, critic_total = updates_after(schedule, config.schedule.steps)
     plans = {"student": (config.student.optimizer, student_total), "critic": (config.critic.optimizer, critic_total)}
+    offload = offloads(config, team)
     roles = {
-        name: make_role(name, learner.parameters, *plans[name], announcer((learner.network,), team))
+        name: make_role(name, learner.parameters, *plans[name], announcer((learner.network,), team), offload)
         for name, learner in learners.items()
     }
-    roles["student"].emas = [Ema(roles["student"].parameters, _decay(ema)) for ema in config.student.ema]
+    averaged = roles["student"].parameters
+    roles["student"].emas = [Ema(averaged, _decay(ema), offload) for ema in config.student.ema]
     return roles
 
 
@@ -224,15 +228,27 @@ def micro_batch(config: RunConfig, samples: int, team: JobTeam = ALONE) -> int:
     return size
 
 
+def offloads(config: RunConfig, team: JobTeam) -> bool:
+    """Whether moments and averages rest in main memory; on a CPU they are there anyway."""
+    return config.compute.offload == "optimizer" and team.device.type != "cpu"
+
+
 def make_role(
     name: str,
     parameters: Mapping[str, Tensor],
     settings: AdamWSettings,
     total_updates: int,
     announce: Callable[[bool], None] = lambda last: None,
+    offload: bool = False,
 ) -> Role:
     """A role with the optimizer and learning rates of its config block."""
-    optimizer = AdamW(parameters, betas=settings.betas, epsilon=settings.epsilon, weight_decay=settings.weight_decay)
+    optimizer = AdamW(
+        parameters,
+        betas=settings.betas,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        offload=offload,
+    )
 
     def rate(update: int) -> float:
         return learning_rate(

@@ -21,6 +21,7 @@ def test_steps_and_precision(tmp_path):
         ("step_equals_one_process", "wan", False, "scm", True),
         ("step_equals_one_process", "cosmos", True, "scm", True, "selective"),
         ("step_equals_one_process", "wan", False, "scm", False, "selective"),
+        ("offloaded_updates_equal", "wan", False),
         ("bf16_parameters", "wan"),
         ("casting_the_inputs_fails", "wan"),
     )

@@ -19,6 +19,9 @@ from rcm_sidecar.methods.dcm import dcm_loss
 from rcm_sidecar.methods.dmd import critic_loss, dmd_loss, rollout
 from rcm_sidecar.methods.scm import scm_loss
 from rcm_sidecar.networks.lora import LoraConfig, adapter_parameters, attach, is_adapter
+from rcm_sidecar.training import offload
+from rcm_sidecar.training.ema import Ema, power_decay
+from rcm_sidecar.training.optimizer import AdamW
 
 RANKS = 2
 BATCH = 4
@@ -145,6 +148,29 @@ def sharded_step_equals(family, lora, step, mesh, alone, mode):
     for name, parameter in setting.parameters["student"].items():
         assert len(parameter.to_local()) <= -(-len(parameter) // RANKS), f"{name} is not sharded"
     assert_equal(train(setting, step, batch_of(family, half())), alone)
+
+
+def offloaded_updates_equal(family, lora):
+    """Sharded moments and averages that rest in main memory, a few tensors at a time: the bits of those that do not."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    results = []
+    for offloaded in (False, True):
+        setting = Setting(family, lora, prepare=lambda net: shard(net, mesh, STORED_PRECISION))
+        parameters = setting.parameters["student"]
+        optimizer = AdamW(parameters, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.01, offload=offloaded)
+        averages = Ema(parameters, power_decay(0.1), offloaded)
+        with patch.object(offload, "BUCKET_ELEMENTS", 100):
+            for _ in range(2):
+                for _, loss in scm_step(setting.nets, batch_of(family, half())):
+                    loss.backward()
+                optimizer.step(0.01)
+                optimizer.zero_grad()
+                averages.update(parameters)
+        state = {**parameters, **optimizer.state_dict(), **{f"ema/{name}": w for name, w in averages.weights.items()}}
+        results.append({name: whole(value).detach().clone() for name, value in state.items()})
+    without, rested = results
+    assert without.keys() == rested.keys() and len(without) > 3 * len(parameters)
+    assert all(torch.equal(rested[name], value) for name, value in without.items())
 
 
 def assert_equal(together, alone):

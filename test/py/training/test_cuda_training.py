@@ -80,6 +80,26 @@ def test_half_precision_trains_resumes_and_repeats(
     assert comparable(link) == [record for record in ends["first"] if record[0] > 3]
 
 
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_offloaded_state_gives_the_same_run_and_resumes(lora: Any, tiny_teacher: Path, tmp_path: Path) -> None:
+    """Moments and averages in main memory, sharded over a mesh of one: the same bits, also from each other's files."""
+    ends = {}
+    for offload in ("none", "optimizer"):
+        settings = changes(
+            tiny_teacher,
+            "cuda",
+            **{"compute.precision": HALF, "compute.offload": offload, "student.lora": lora, "checkpoints.everySteps": 3},
+        )
+        end, link = run(start(tmp_path / offload, settings))
+        assert end.state == "succeeded" and link.of_type("alarm") == []
+        ends[offload] = comparable(link)
+    assert ends["none"] == ends["optimizer"]
+    folder = tmp_path / "none" / "checkpoints" / "step-00000003"
+    end, link = run(start(tmp_path / "optimizer", settings, resume_from=folder))
+    assert end.state == "succeeded"
+    assert comparable(link) == [record for record in ends["none"] if record[0] > 3]
+
+
 def test_the_kernels_that_auto_picks_agree_with_eager_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the shipped teacher: its heads have 32 elements, which the kernels take; the tiny network's have 8."""
     runs = {}
