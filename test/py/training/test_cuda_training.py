@@ -88,7 +88,8 @@ def test_offloaded_state_gives_the_same_run_and_resumes(lora: Any, tiny_teacher:
         settings = changes(
             tiny_teacher,
             "cuda",
-            **{"compute.precision": HALF, "compute.offload": offload, "student.lora": lora, "checkpoints.everySteps": 3},
+            **{"compute.precision": HALF, "compute.offload": offload},
+            **{"student.lora": lora, "checkpoints.everySteps": 3},
         )
         end, link = run(start(tmp_path / offload, settings))
         assert end.state == "succeeded" and link.of_type("alarm") == []
