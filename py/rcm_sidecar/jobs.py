@@ -75,6 +75,8 @@ def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam
     warning = statistics_warning(trained.data.statistics())
     if warning is not None:
         link.log("warn", warning)
+    if config.teacher.branches == "auto" and trained.branches is not None and team.device.type != "cpu":
+        link.log("info", f"teacher.branches is {trained.branches}: what auto became for this micro-batch.")
     team.alone(link.requests.raise_if_cancelled_now)
     products = Products(start, config, trained, link)
     loop = TrainingLoop(start, config, trained, products, environment, config_hash(config), link)

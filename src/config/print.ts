@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { type Document, isScalar, parseDocument, stringify } from 'yaml';
 import { networkNamed } from '../models/registry.ts';
+import { autoBranches } from './branches.ts';
 import type { RcmConfig } from './types.ts';
 
 export interface PrintedConfig {
@@ -18,7 +19,7 @@ export function describeAuto(config: RcmConfig): PrintedConfig {
   const became: Readonly<Record<string, unknown>> = {
     'model.vae': model.path === null ? null : join(model.path, family.vaeFile),
     'model.textEncoder': family.textEncoder.name,
-    'teacher.branches': 'sequential',
+    'teacher.branches': autoBranches(config),
     // On a CPU the whole batch goes through at once.
     'schedule.microBatchSize': schedule.batchSize,
     'compute.device': 'cpu',

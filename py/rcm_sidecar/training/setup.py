@@ -14,6 +14,7 @@ from rcm_sidecar.config import ConstantEma, PowerEma, RunConfig
 from rcm_sidecar.config import Ema as EmaSettings
 from rcm_sidecar.data import Batch, LabelConditioner, TrainingData, open_training_data
 from rcm_sidecar.data.label_conditioner import ROWS_PER_LABEL
+from rcm_sidecar.diffusion.guidance import Branches
 from rcm_sidecar.diffusion.guidance import Network as Velocity
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import ConfigError
@@ -21,6 +22,7 @@ from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods.rcm import MethodSchedule, updates_after
 from rcm_sidecar.networks import Network, build
 from rcm_sidecar.networks.inputs import Role as AdapterRole
+from rcm_sidecar.training.branches import auto_branches, tokens_of_a_pass
 from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
 from rcm_sidecar.training.learner import Learner, start_networks, starts
 from rcm_sidecar.training.optimizer import AdamW
@@ -50,6 +52,7 @@ class Trained:
         condition: Labels to text, and the negative condition.
         teacher: The frozen teacher, None when pretraining. With LoRA it is the base that the other roles share.
         teacher_key: Content hash of teacher and label table; "" when pretraining.
+        branches: How the teacher's two guidance passes run; None when pretraining.
         data: Training data.
         team: The processes that train together.
     """
@@ -63,6 +66,7 @@ class Trained:
     condition: Conditioning
     teacher: Network | None
     teacher_key: str
+    branches: Branches | None
     data: TrainingData
     team: JobTeam
 
@@ -121,13 +125,17 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         _check_teacher(config, teacher, velocities, data, condition, team)
     roles = _roles(config, schedule, learners, team)
     called = Networks(velocities["student"], teacher, velocities.get("critic"), teacher.spec.time_scale)
-    branches = "sequential" if config.teacher.branches == "auto" else config.teacher.branches
     samples = config.schedule.batch_size
+    size = micro_batch(config, samples, team)
+    branches = config.teacher.branches
+    if branches == "auto":
+        tokens = tokens_of_a_pass(data.latent_shape, teacher.spec.patch, size, team.sizes.context)
+        branches = auto_branches(team.device, tokens)
     return Trained(
         trainer=Trainer(
             roles,
             DistillationPlan(config, called, data, condition, branches, team),
-            micro_batch=micro_batch(config, samples, team),
+            micro_batch=size,
             team=team,
         ),
         steps=config.schedule.steps,
@@ -138,6 +146,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         condition=condition,
         teacher=teacher,
         teacher_key=team.tell(content_key(path) if team.leads else None),
+        branches=branches,
         data=data,
         team=team,
     )
@@ -176,6 +185,7 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
         condition=conditioning(table, config.teacher.negative),
         teacher=None,
         teacher_key="",
+        branches=None,
         data=data,
         team=team,
     )

@@ -13,6 +13,7 @@ from rcm_sidecar.distributed.launch import leading
 from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.link import RecordingLink
 from rcm_sidecar.networks.lora import is_adapter
+from rcm_sidecar.training.branches import auto_branches, tokens_of_a_pass
 from rcm_sidecar.training.setup import Trained, set_up_distillation
 
 HALF = {name: "fp32" for name in ("time", "master", "reduce", "ema")} | {"compute": "bf16", "residual": "bf16"}
@@ -43,6 +44,16 @@ def test_batched_branches_give_the_same_steps(tiny_teacher: Path) -> None:
     batched = set_up_distillation(tiny_config({**changes, "teacher.branches": "batched"}), check=True)
     plain = set_up_distillation(tiny_config(changes), check=True)
     assert losses(batched, 3) == pytest.approx(losses(plain, 3), rel=1e-5)
+
+
+def test_what_auto_makes_of_the_branches(tiny_teacher: Path) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert tokens_of_a_pass((16, 1, 96, 170), (1, 2, 2), 1, 1) == 4080  # Cosmos-Predict2, 1360x768
+    assert tokens_of_a_pass((16, 20, 60, 104), (1, 2, 2), 1, 1) == 31200  # Wan2.1, 832x480
+    assert tokens_of_a_pass((16, 1, 96, 170), (1, 2, 2), 3, 8) == 3 * 510
+    assert [auto_branches(gpu, tokens) for tokens in (4080, 8192, 8193, 31200)] == ["batched"] * 2 + ["sequential"] * 2
+    assert auto_branches(cpu, 16) == "sequential"
+    assert set_up_distillation(tiny_config(scm_of(tiny_teacher)), check=False).branches == "sequential"
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
