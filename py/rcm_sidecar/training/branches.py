@@ -2,8 +2,8 @@
 
 A pass whose kernels are shorter than the time the host takes to start them gains from being twice as large: two passes
 cost the host as much as one. Measured on an H200 (docs/results/network.md): Cosmos-Predict2 2B at 4,080 tokens has
-30 ms of kernels in a pass of 96 ms; Wan2.1 1.3B at 31,200 tokens is bound by its kernels, and batching would only double
-the memory of a pass. On a CPU the passes run in sequence.
+30 ms of kernels in a pass of 96 ms; Wan2.1 1.3B at 31,200 tokens is bound by its kernels, and batching would only
+double the memory of a pass. On a CPU the passes run in sequence.
 """
 
 from __future__ import annotations

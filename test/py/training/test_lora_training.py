@@ -74,6 +74,9 @@ def base_of(trained: Trained) -> dict[str, torch.Tensor]:
 def test_only_adapters_train_and_the_teacher_never_changes_by_a_bit(method: str, changes: dict[str, Any]) -> None:
     trained = set_up_distillation(tiny_config({**changes, "method": method}), check=True)
     trainer, base, before = trained.trainer, base_of(trained), velocities(trained)
+    called = trainer._plan.networks
+    assert called.teacher is trained.teacher is trained.learner.network, "one network for all roles"
+    assert all(velocity.func is trained.teacher for velocity in (called.student, called.critic) if velocity is not None)
     assert torch.equal(before["teacher"], before["student"])
     starts = {name: {n: p.detach().clone() for n, p in role.parameters.items()} for name, role in trainer.roles.items()}
     assert set(starts) == ({"student", "critic"} if method in ("rcm", "dmd") else {"student"})
