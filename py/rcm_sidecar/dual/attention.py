@@ -101,8 +101,9 @@ def attention(
             kept.record("attention", out, lse)
     else:
         out, lse = result
-    tied = _Attention.apply(qp, kp, vp, out, lse, factor, mask, share)  # type: ignore[no-untyped-call]
-    return join(tied, tangent, q, k, v)
+    if torch.is_grad_enabled():
+        out = _Attention.apply(qp, kp, vp, out, lse, factor, mask, share)  # type: ignore[no-untyped-call]
+    return join(out, tangent, q, k, v)
 
 
 def runs_fused(q: Tensor) -> bool:
