@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +20,11 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, on every process: a collective. A plain tensor is returned as it is."""
-    if not hasattr(tensor, "full_tensor"):
+    gather = getattr(tensor, "full_tensor", None)
+    if gather is None:
         return tensor
     with torch.no_grad():
-        everything: Tensor = _on_its_mesh(tensor).full_tensor()
+        everything: Tensor = gather()
     return everything
 
 
@@ -62,14 +62,3 @@ def own_slices(tensor: Tensor) -> tuple[slice, ...]:
     placements = tensor.placements  # type: ignore[attr-defined]
     shape, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     return tuple(slice(offset, offset + size) for offset, size in zip(offsets, shape, strict=True))
-
-
-def _on_its_mesh(tensor: Any) -> Any:
-    """A DTensor whose part rests in main memory, with that part where the processes can exchange it."""
-    mesh = tensor.device_mesh
-    if tensor.device.type == mesh.device_type:
-        return tensor
-    part = tensor.to_local().to(mesh.device_type)
-    return type(tensor).from_local(
-        part, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
