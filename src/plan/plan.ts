@@ -2,7 +2,7 @@
 import { sampleFacts } from '../config/sizes.ts';
 import type { RcmConfig } from '../config/types.ts';
 import { type DataNeeds, dataNeeds } from './data-needs.ts';
-import { keysOf, type Layout, layoutOf, layoutOn, replicas, withLayout, worldOf } from './layout.ts';
+import { dataRanks, keysOf, type Layout, layoutOf, layoutOn, replicas, withLayout, worldOf } from './layout.ts';
 import type { Machine } from './machines.ts';
 import { type Memory, memoryOf } from './memory.ts';
 import { type Change, changesThatFit, fewestGpus, largestBatch, largestFrames } from './search.ts';
@@ -107,18 +107,24 @@ function hoursOf(config: RcmConfig, layout: Layout, time: RunTime): RunTime & Ho
   const seconds =
     warmup * (time.warmup?.total ?? 0) + student * time.student.total + critic * (time.critic?.total ?? 0);
   const hours = seconds / 3600;
-  const evaluationHours = evaluationSeconds(config, time) / 3600;
+  const evaluationHours = evaluationSeconds(config, layout, time) / 3600;
   return { ...time, hours, evaluationHours, gpuHours: (hours + evaluationHours) * worldOf(layout) };
 }
 
-/** All GPUs wait for an evaluation; those that share a sample work on it together. */
-function evaluationSeconds({ evaluation, schedule }: RcmConfig, { studentCall, teacherCall }: RunTime): number {
+/** Samples are dealt out among the GPUs; those that share a sample work on it together. */
+function evaluationSeconds(
+  { evaluation, schedule }: RcmConfig,
+  layout: Layout,
+  { studentCall, teacherCall }: RunTime,
+): number {
   const { previews, samples, steps, teacherSteps, everySteps } = evaluation;
   const sum = (values: readonly number[]): number => values.reduce((all, value) => all + value, 0);
+  const share = (count: number): number => Math.ceil(count / dataRanks(layout));
   const evaluations = everySteps === null ? 1 : Math.max(1, Math.floor(schedule.steps / everySteps));
   const shown = previews.everySteps === null ? 0 : Math.floor(schedule.steps / previews.everySteps);
-  const rows = evaluations * samples * sum(steps) * studentCall + samples * sum(teacherSteps) * teacherCall;
-  return rows + shown * promptCount(previews.prompts) * previews.seeds.length * sum(steps) * studentCall;
+  const teacher = share(samples) * sum(teacherSteps) * teacherCall;
+  const drawn = evaluations * share(samples) + shown * previews.seeds.length * share(promptCount(previews.prompts));
+  return teacher + drawn * sum(steps) * studentCall;
 }
 
 /** Shipped prompts say in their name how many they are; a file is taken for eight. */

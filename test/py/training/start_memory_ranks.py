@@ -18,7 +18,7 @@ from rcm_sidecar.distributed.mesh import Mesh, ParallelSizes
 from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.training.setup import set_up_distillation
 from rcm_sidecar.training.shared_networks import SharedNetworks
-from rcm_sidecar.training.state import _live_tensors
+from rcm_sidecar.training.state import live_tensors
 
 ALLOWED = 2e9
 """Beyond its share: what the interpreter and torch take, and one tensor."""
@@ -61,7 +61,7 @@ def start_and_export(folder, lora, layers):
         target = Path(folder) / "export" / "model.safetensors"
         shared.lead(lambda: save_network(net, target, adapter=trained.learner.adapter, whole=shared.whole))
     held = {id(value): value for module in (trained.teacher, net) for value in module.parameters()}
-    held |= {id(value): value for named in _live_tensors(trained).values() for value in named.values()}
+    held |= {id(value): value for named in live_tensors(trained).values() for value in named.values()}
     share = sum(local(value).nbytes for value in held.values())
     everything = sum(value.numel() * value.element_size() for value in held.values())
     print(
