@@ -78,7 +78,7 @@ def a_process_with_a_wrong_rule_is_named(teacher):
 
 
 def a_role_that_starts_elsewhere_is_found(teacher, precision, lora, shard):
-    """One number of the student on the last process: of a shard, and then all see it; of a replica, and then it does."""
+    """One number of the student on the last process: of a shard, which all see, or of a replica, which it sees."""
     config, trained = set_up(teacher, precision, lora, shard, 1, "auto")
     last = dist.get_rank() == dist.get_world_size() - 1
     name = "blocks.0.self_attn.q.lora.student.up" if lora else "blocks.0.self_attn.q.weight"
