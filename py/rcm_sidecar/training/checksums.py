@@ -95,9 +95,8 @@ class ChecksumGuard:
         team = self.trained.team
         now = self._frozen()
         changed = [name for name, value in now.items() if value != self._start[name]]
-        tensors = {
-            f"{role} {name}": t for role, named in live_tensors(self.trained).items() for name, t in named.items()
-        }
+        trains = live_tensors(self.trained)
+        tensors = {f"{role} {name}": tensor for role, named in trains.items() for name, tensor in named.items()}
         sums = checksums(tensors, team.device)
         sharded = [hasattr(tensor, "to_local") for tensor in tensors.values()]
         everyone = team.gather([changed[:_NAMED], list(sums.values())])

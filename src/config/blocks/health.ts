@@ -9,7 +9,11 @@ const nonFinite = z.strictObject({
 
 export const health = z.strictObject({
   nonFinite: key(nonFinite.prefault({}), 'NaN and infinity in losses and gradients'),
-  teacherCheck: key(z.boolean().default(true), 'Strict load, finite output, guidance changes the output', 'mayChange'),
+  teacherCheck: key(
+    z.boolean().default(true),
+    'Look at the teacher, and at the derivative that training uses, before the first step',
+    'mayChange',
+  ),
   reference: key(word.nullable().default(null), 'Curves of a healthy run to compare with', 'mayChange'),
   checksumEverySteps: key(
     count.nullable().default(null),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed.spawn import run_on_ranks
 from networks import small_cosmos, small_wan
 from networks.test_digits_precision import TEACHER, teacher
+from training import gate_ranks
 from training.tiny_run import run, start
 
 from rcm_sidecar.data import Batch, LabelConditioner
@@ -205,6 +207,24 @@ def test_a_wrong_rule_stops_a_run_before_its_first_step(monkeypatch, tiny_teache
         run(start(tmp_path, {"teacher.weights": str(tiny_teacher)}), link)
     assert caught.value.code == "E_TANGENT_GATE"
     assert link.of_type("progress") == [] and link.of_type("checkpoint") == []
+
+
+def test_two_processes(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Sharded, replicated and by tokens, in both precisions, full and LoRA; the roles are compared in each set-up."""
+    teacher = str(tiny_teacher)
+    run_on_ranks(
+        2,
+        tmp_path,
+        gate_ranks,
+        ("the_gate_passes", teacher, "bf16", False, 2, 1, "auto"),
+        ("the_gate_passes", teacher, "bf16", True, 1, 2, "ulysses"),
+        ("the_gate_passes", teacher, "fp32", True, 1, 2, "ring"),
+        ("the_gate_passes", teacher, "bf16", True, 1, 1, "auto"),
+        ("the_gate_leaves_no_trace", teacher, 2, 1),
+        ("a_process_with_a_wrong_rule_is_named", teacher),
+        ("a_role_that_starts_elsewhere_is_found", teacher, "bf16", False, 2),
+        ("a_role_that_starts_elsewhere_is_found", teacher, "bf16", True, 1),
+    )
 
 
 def test_what_is_not_finite_does_not_pass():
