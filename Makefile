@@ -7,7 +7,7 @@ SOURCES := $(shell find src -type f -name '*.ts') tsconfig.json tsconfig.build.j
 .PHONY: help setup build distill test test-long lint format clean distclean test-gpu digits-teacher bench-kernels bench-network bench-bridge gpu-bundle
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 
 node_modules/.package-lock.json: package.json package-lock.json
 	npm ci
@@ -62,6 +62,11 @@ bench-bridge: build ## latencies of the border between Node and Python, fifty tr
 
 gpu-bundle: build ## pack what a GPU machine without Node and network needs for scripts/on-gpu.sh (ARGS="--python 3.12")
 	bash scripts/gpu-bundle.sh $(ARGS)
+
+# A pattern cannot be phony: FORCE makes it run each time.
+reproduce-%: build FORCE ## a preset's whole run, resumable (STEPS= GPUS= NODES= DRY_RUN=1 RUN_DIR= ARGS="--set ...")
+	@STEPS='$(STEPS)' GPUS='$(GPUS)' NODES='$(NODES)' DRY_RUN='$(DRY_RUN)' RUN_DIR='$(RUN_DIR)' bash scripts/reproduce.sh $* $(ARGS)
+FORCE:
 
 clean: ## remove what was built
 	rm -rf dist coverage gpu-bundle *.tgz

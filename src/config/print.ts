@@ -17,7 +17,7 @@ export function describeAuto(config: RcmConfig): PrintedConfig {
   const { model, schedule } = config;
   const { family } = networkNamed(model.name);
   const became: Readonly<Record<string, unknown>> = {
-    'model.vae': model.path === null ? null : join(model.path, family.vaeFile),
+    'model.vae': model.path === null ? null : join(model.path, family.encoderFiles.VAE[0]),
     'model.textEncoder': family.textEncoder.name,
     'teacher.branches': autoBranches(config),
     // On a CPU the whole batch goes through at once.

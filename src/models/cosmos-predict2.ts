@@ -28,7 +28,11 @@ const family: Family<CosmosSizes> = {
   name: 'cosmos-predict2',
   vaeStride: [4, 8, 8],
   vaeChannels: 16,
-  vaeFile: 'tokenizer/tokenizer.pth',
+  encoderFiles: {
+    'text encoder': ['text_encoder/config.json'],
+    tokenizer: ['tokenizer/tokenizer.json'],
+    VAE: ['tokenizer/tokenizer.pth', 'vae/config.json'],
+  },
   textEncoder: { name: 't5-11b', width: 1024 },
   maxLatent: () => [128, 240, 240],
   problems: sizes => [...headProblems(sizes), ...patchProblems(sizes), ...ratioProblems(sizes)],

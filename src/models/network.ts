@@ -38,8 +38,8 @@ export interface Family<S extends Sizes = Sizes> {
   readonly vaeStride: Extent;
   /** Channels of the VAE's latents. */
   readonly vaeChannels: number;
-  /** The VAE's file in the original layout. */
-  readonly vaeFile: string;
+  /** Where a downloaded model keeps what goes with the network, the original layout first. */
+  readonly encoderFiles: Readonly<Record<'text encoder' | 'tokenizer' | 'VAE', readonly [string, ...string[]]>>;
   readonly textEncoder: { readonly name: 'umt5-xxl' | 't5-11b'; readonly width: number };
   /** Largest latent whose positions the published code of this family knows. */
   maxLatent(sizes: S): Extent;

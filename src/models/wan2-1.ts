@@ -25,7 +25,11 @@ const family: Family<WanSizes> = {
   name: 'wan2.1',
   vaeStride: [4, 8, 8],
   vaeChannels: 16,
-  vaeFile: 'Wan2.1_VAE.pth',
+  encoderFiles: {
+    'text encoder': ['models_t5_umt5-xxl-enc-bf16.pth', 'text_encoder/config.json'],
+    tokenizer: ['google/umt5-xxl/tokenizer.json', 'tokenizer/tokenizer.json'],
+    VAE: ['Wan2.1_VAE.pth', 'vae/config.json'],
+  },
   textEncoder: { name: 'umt5-xxl', width: 4096 },
   maxLatent: ({ patchSize: [frames, rows, columns] }) => [positions * frames, positions * rows, positions * columns],
   problems: sizes => [...headProblems(sizes), ...timeProblems(sizes)],

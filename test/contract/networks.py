@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from rcm_sidecar.config import NetworkOverrides
+from rcm_sidecar.encoders.model_folder import _PLACES
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.networks import build, names
 
@@ -29,6 +30,7 @@ def facts(name: str) -> dict[str, Any]:
         "spec": spec,
         "parameters": parts,
         "narrowest": narrowest,
+        "places": _PLACES[net.spec.family],
         "layers": sorted([shape[1], shape[0]] for shape in layers),
     }
 

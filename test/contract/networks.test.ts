@@ -25,6 +25,7 @@ interface Facts {
   readonly narrowest: Readonly<Record<string, number>>;
   /** (from, to) of every layer that can have adapters, sorted. */
   readonly layers: readonly (readonly number[])[];
+  readonly places: Readonly<Record<string, readonly string[]>>;
 }
 
 const small = fc.integer({ min: 1, max: 9 });
@@ -83,7 +84,7 @@ describe('the networks TypeScript knows', () => {
 
   it.each(networkNames)('%s has the sizes and limits of Python', name => {
     const { family, release, sizes: own } = networkNamed(name);
-    const { sizes: theirs, spec, parameters, narrowest: narrow, layers } = python.facts[name] as Facts;
+    const { sizes: theirs, spec, parameters, narrowest: narrow, layers, places } = python.facts[name] as Facts;
     expect(own).toEqual(Object.fromEntries(Object.entries(theirs).map(([key, value]) => [camel(key), value])));
     expect({
       family: family.name,
@@ -96,6 +97,7 @@ describe('the networks TypeScript knows', () => {
       pixel_sizes: spec.pixel_sizes,
       max_latent: spec.max_latent,
     });
+    expect(family.encoderFiles).toEqual(places);
     expect(family.parameters(own)).toEqual(parameters);
     const linears = family.linears(own);
     expect({ attention: narrowest(linears, 'attention'), ffn: narrowest(linears, 'ffn') }).toEqual(narrow);

@@ -1,17 +1,22 @@
 import { statfsSync } from 'node:fs';
 import { arch, cpus, platform, release, totalmem } from 'node:os';
 import type { PythonDescription } from '../../python/index.ts';
+import type { Host, Need } from '../../runs/needs.ts';
 import type { Command } from '../command.ts';
 import { exitCodes } from '../exit-codes.ts';
 import { packageVersion } from '../main.ts';
-import { pythonOption, text } from '../options.ts';
+import { pairs, pythonOption, setOption, text } from '../options.ts';
 
 const gigabyte = 1e9;
 
 export const doctor: Command = {
-  command: 'doctor',
-  describe: 'Say what is found here: Node, Python, packages, GPUs, disk; and what to do about what is missing',
-  options: pythonOption,
+  command: 'doctor [config]',
+  describe: 'Say what is found here, and of what a config needs all that is missing and how to get it',
+  options: yargs =>
+    setOption(pythonOption(yargs)).positional('config', {
+      type: 'string',
+      describe: 'A file or a preset: weights, data, GPUs, packages and disk that it needs',
+    }),
   run: async (options, output) => {
     const { describePython, listGpus } = await import('../../python/index.ts');
     const explicit = text(options, 'python') ?? process.env.RCM_BRIDGE_PYTHON;
@@ -26,12 +31,42 @@ export const doctor: Command = {
       memoryGb: round(totalmem() / gigabyte),
       freeDiskGb: round((disk.bavail * disk.bsize) / gigabyte),
     };
-    output.result({ ...machine, python }, [...describeMachine(machine), ...describeCandidates(python)].join('\n'));
+    const source = text(options, 'config');
+    const free = { freeBytes: disk.bavail * disk.bsize, gpus: machine.gpus };
+    const needs = source === undefined ? [] : await needsOfConfig(source, pairs(options), { ...free, python });
+    const lines = [...describeMachine(machine), ...describeCandidates(python), ...describeNeeds(source, needs)];
+    output.result({ ...machine, python, ...(source === undefined ? {} : { needs }) }, lines.join('\n'));
+    if (needs.some(need => need.found === null)) return exitCodes.environment;
     if (python.selected) return exitCodes.ok;
     output.say('No Python will do. Make one with: rcm-bridge env setup');
     return exitCodes.environment;
   },
 };
+
+async function needsOfConfig(
+  source: string,
+  set: readonly string[],
+  host: Omit<Host, 'env'>,
+): Promise<readonly Need[]> {
+  const [{ loadConfig }, { needsOf }] = await Promise.all([
+    import('../../config/load.ts'),
+    import('../../runs/needs.ts'),
+  ]);
+  const { config } = await loadConfig(source, { cwd: process.cwd(), env: process.env, set });
+  return needsOf(config, { ...host, env: process.env });
+}
+
+function describeNeeds(source: string | undefined, needs: readonly Need[]): string[] {
+  if (source === undefined) return [];
+  const missing = needs.filter(({ found }) => found === null).length;
+  return [
+    '',
+    `${source} needs${missing === 0 ? '' : `; ${missing} missing`}`,
+    ...needs.map(
+      ({ what, found, hint }) => `${found === null ? 'missing' : 'found'.padEnd(7)}     ${what}: ${found ?? hint}`,
+    ),
+  ];
+}
 
 const round = (value: number): number => Math.round(value * 10) / 10;
 

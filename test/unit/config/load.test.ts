@@ -360,7 +360,7 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     'extends: digits',
     'E_CONFIG_NOT_FOUND',
     /^bad\.yaml:1:10: there is no preset "digits"/,
-    /Presets: digits-rcm/,
+    /Presets: .*digits-rcm/,
   ],
   ['extends a missing file', 'extends: ./none.yaml', 'E_CONFIG_NOT_FOUND', /none\.yaml: there is no such file/, /./],
 ];
