@@ -67,7 +67,7 @@ def timed_collectives(clock: StepClock) -> Iterator[None]:
     """Within the context the time that a pass waits for weights or for sums of gradients counts as communication.
 
     Only what is waited for counts, not what runs beside computation. FSDP2 has no hook for that, so the methods that
-    wait are wrapped, on the class, since backward calls them on autograd's threads. They are torch's own affair, so they
+    wait are wrapped, on the class, since backward calls them on autograd's threads. They are private to torch, so they
     are looked for only when a profile is asked for.
     """
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rcm_sidecar.distributed.tensors import local
 from rcm_sidecar.errors import TrainingError
+from rcm_sidecar.step_clock import region
 from rcm_sidecar.training.setup import Trained
 from rcm_sidecar.training.shown import CONDITIONER
 from rcm_sidecar.training.state import live_tensors
@@ -80,7 +81,8 @@ class ChecksumGuard:
             TrainingError: E_CHECKSUM, which names the processes.
         """
         if self.every_steps is not None and step % self.every_steps == 0:
-            self._compare(step)
+            with region("checksum"):
+                self._compare(step)
 
     def _frozen(self) -> dict[str, int]:
         """Of all that must not change: the teacher (with LoRA the base) and the table of conditions."""

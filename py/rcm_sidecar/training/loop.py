@@ -188,8 +188,7 @@ class TrainingLoop:
         if result.non_finite is not None:
             self._keep_bad_batch(result)
             self._window_add(result.non_finite)
-        with region("checksum"):
-            self._checksums.check_if_due(self.step)
+        self._checksums.check_if_due(self.step)
         self._previews_if_due()
         if _is_due(self.step, self.config.checkpoints.every_steps):
             with region("checkpoint"):

@@ -56,6 +56,7 @@ def test_rcm_has_all_parts_of_both_phases_and_the_bits_of_a_run_without(tiny_tea
         "compute.activationCheckpointing": "block",
         "schedule.studentEvery": 2,
         "checkpoints.everySteps": 4,
+        "health.checksumEverySteps": 4,
         "evaluation.previews.everySteps": 4,
     }
     _, plain = run(start(tmp_path / "plain", changes))
@@ -65,7 +66,7 @@ def test_rcm_has_all_parts_of_both_phases_and_the_bits_of_a_run_without(tiny_tea
     assert found.keys() == {"student", "critic"}
     # What the loop does after a step (previews, checkpoints) counts to the step that follows.
     assert parts_of(found["student"]) | parts_of(found["critic"]) == (
-        TEACHER_AND_STUDENT | EVERY_STEP | {"rollout", "critic", "checkpoint", "sampling"}
+        TEACHER_AND_STUDENT | EVERY_STEP | {"rollout", "critic", "checkpoint", "checksum", "sampling"}
     )
     assert parts_of(found["critic"]) >= {"rollout", "critic", "recomputation", "backward", "optimizer"}
     assert not parts_of(found["critic"]) & {"teacher", "dual_forward"}
@@ -136,9 +137,7 @@ def test_two_processes_communicate(shard: int, context: int, kind: str, tiny_tea
     found = profiles(link)["student"]
     assert parts_of(found) == TEACHER_AND_STUDENT | EVERY_STEP | {"communication"}
     check_sums(found)
-    outside = [
-        sum(value for name, value in one.items() if name in OUTSIDE) for one in found
-    ]
+    outside = [sum(value for name, value in one.items() if name in OUTSIDE) for one in found]
     for one, without_communication in zip(found, outside, strict=True):
         own_collective = one["outside_networks"] - without_communication
         assert 0 < own_collective < one["communication_share"]
