@@ -34,6 +34,7 @@ def resolved(pairs: list[str]) -> dict[str, Any]:
     words = [word for pair in pairs for word in ("--set", pair)]
     command = ["node", str(ROOT / "bin" / "rcm-bridge.js"), "config", "print", "digits-rcm", "--json", *words]
     config: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["config"]
+    config["schedule"]["microBatchSize"] = "auto"  # printed as what it is for a distillation
     return config
 
 
