@@ -66,6 +66,13 @@ function batchConflicts(config: RcmConfigOutput): readonly Conflict[] {
   ];
 }
 
+/** Ulysses where it can divide the heads. */
+export function autoContextKind({ compute, model }: RcmConfig): 'ulysses' | 'ring' {
+  const sized = sizedNetwork(model.name, model.overrides);
+  const divides = 'problems' in sized || sized.network.sizes.numHeads % compute.parallel.context === 0;
+  return divides ? 'ulysses' : 'ring';
+}
+
 function headConflicts({ compute, model }: RcmConfigOutput): readonly Conflict[] {
   const { context, contextKind } = compute.parallel;
   const sized = sizedNetwork(model.name, model.overrides);

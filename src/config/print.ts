@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type Document, isScalar, parseDocument, stringify } from 'yaml';
 import { networkNamed } from '../models/registry.ts';
 import { autoBranches } from './branches.ts';
+import { autoContextKind, processesOf } from './parallel.ts';
 import type { RcmConfig } from './types.ts';
 
 export interface PrintedConfig {
@@ -20,11 +21,11 @@ export function describeAuto(config: RcmConfig): PrintedConfig {
     'model.vae': model.path === null ? null : join(model.path, family.encoderFiles.VAE[0]),
     'model.textEncoder': family.textEncoder.name,
     'teacher.branches': autoBranches(config),
-    // On a CPU the whole batch goes through at once.
-    'schedule.microBatchSize': schedule.batchSize,
+    // On a CPU a process's whole share goes through at once.
+    'schedule.microBatchSize': schedule.batchSize / processesOf(config).data,
     'compute.device': 'cpu',
     'compute.launcher': 'local',
-    'compute.parallel.contextKind': 'ulysses',
+    'compute.parallel.contextKind': autoContextKind(config),
     'compute.attention': 'eager',
   };
   const auto: string[] = [];

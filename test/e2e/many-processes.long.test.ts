@@ -39,7 +39,7 @@ describe('a run on two processes', () => {
     }
   }, 900_000);
 
-  it('prints the stacks of all processes when one stands still', async () => {
+  it('prints the stacks and last collectives of all processes when one stands still', async () => {
     let stopped = false;
     const result = await runCli(
       [...twoProcesses, '--set', 'schedule.steps=2000', '--runs-dir', 'hang', '--format', 'ndjson'],
@@ -58,7 +58,13 @@ describe('a run on two processes', () => {
     expect(result.code, result.stderr).toBe(4);
     const runDir = onlyRun(join(folder.path, 'hang'));
     expect(readJson(join(runDir, 'run.json'))).toMatchObject({ error: { code: 'E_SIDECAR_HANG' } });
-    const [dump = ''] = readdirSync(join(runDir, 'diagnostics'));
+    const diagnostics = readdirSync(join(runDir, 'diagnostics')).sort();
+    const recorders = [0, 1].map(rank => `flight-recorder-attempt-1-rank-${rank}-gloo.json`);
+    const dump = diagnostics.at(-1) ?? '';
+    expect(diagnostics).toEqual([...recorders, dump]);
+    const enqueued = recorders.map(name => lastOfTraining(readJson(join(runDir, 'diagnostics', name))));
+    // The rank that was stopped is behind the one that waits for it.
+    expect(enqueued[0]).toBeGreaterThan(enqueued[1] ?? Number.POSITIVE_INFINITY);
     const text = readFileSync(join(runDir, 'diagnostics', dump), 'utf8');
     const [first, second] = text.split('Rank 1 (end of logs/rank-1.log)');
     for (const stack of [first, second]) expect(stack).toMatch(/most recent call first[\s\S]*run_step/);
@@ -103,6 +109,12 @@ describe('a run on two processes', () => {
     totalMs(2 * kills),
   );
 });
+
+/** Number of the last collective that a process has asked for, over all groups but those of checkpoints. */
+function lastOfTraining(recorder: Record<string, unknown>): number {
+  const { entries } = recorder.collectives as { entries: { op_id: number; pg_id: number }[] };
+  return Math.max(...entries.filter(({ pg_id }) => pg_id === entries.at(-1)?.pg_id).map(({ op_id }) => op_id));
+}
 
 interface Killed {
   /** Of every process, Node first. */

@@ -235,7 +235,8 @@ def micro_batch(config: RunConfig, samples: int, team: JobTeam = ALONE) -> int:
     if size == "auto":
         return share
     if share % size:
-        raise ConfigError("E_CONFIG_VALUE", f"schedule.microBatchSize {size} does not divide the batch of {share}.")
+        message = f"schedule.microBatchSize {size} does not divide the {share} samples of a process."
+        raise ConfigError("E_CONFIG_VALUE", message, "Use a divisor, or auto.")
     return size
 
 

@@ -47,6 +47,18 @@ describe('config print', () => {
     const given = describeAuto(await resolved('digits-rcm', ['schedule.microBatchSize=64']));
     expect(given.config).toMatchObject({ schedule: { microBatchSize: 64 } });
     expect(given.auto).not.toContain('schedule.microBatchSize');
+    const shared = describeAuto(
+      await resolved('digits-rcm', ['compute.gpusPerNode=4', 'compute.parallel={shard: 1, context: 4}']),
+    );
+    expect(shared.config).toMatchObject({
+      schedule: { microBatchSize: 128 },
+      compute: { parallel: { contextKind: 'ring' } },
+    });
+    const split = describeAuto(await resolved('digits-rcm', ['compute.gpusPerNode=4']));
+    expect(split.config).toMatchObject({
+      schedule: { microBatchSize: 32 },
+      compute: { parallel: { contextKind: 'ulysses' } },
+    });
   });
 
   it('prints what can be read as a config again', async () => {
