@@ -183,6 +183,11 @@ def test_an_export_says_how_it_is_sampled(sampler, folders, start_of, tmp_path):
     run_render(start, link)
     (file,) = link.of_type("rendered")
     assert ("teacher" in file.path) == (sampler is None)
+    moved = (folder / "sampler.json").read_text().replace("wan_diffusers", "gone")
+    (folder / "sampler.json").write_text(moved)
+    with pytest.raises(WeightsError, match="export lacks the text encoder") as caught:
+        make_plan(start)
+    assert "--encoders" in caught.value.hint
     with pytest.raises(ConfigError, match="cannot take 4 steps") if sampler else pytest.raises(WeightsError):
         make_plan(start_of(CASES[0], source=str(folder), steps=4, encoders=str(tmp_path)))
 
