@@ -86,6 +86,7 @@ def run_render(start: RenderStart, link: JobLink) -> EndBody:
     _require_media()
     choose_kernels("auto")
     plan = make_plan(start)
+    _check_vae(plan)  # needed last, and a pity to miss then
     texts = encode_texts(plan, Path(start.cache_dir), link)
     latents, seconds = draw_latents(plan, texts, link)
     _write_all(plan, latents, seconds, Path(start.out_dir), link)
@@ -115,6 +116,16 @@ def make_plan(start: RenderStart) -> Plan:
         device=device,
         orders=tuple(Order(prompt, start.seed + index) for prompt in start.prompts for index in range(start.num)),
     )
+
+
+def _check_vae(plan: Plan) -> None:
+    from rcm_sidecar.encoders.vae import latent_channels
+
+    channels, wanted = latent_channels(plan.encoders.vae), plan.recipe.spec.in_dim
+    if channels != wanted:
+        message = f"{plan.encoders.vae} has latents of {channels} channels; the network takes {wanted}."
+        hint = "Use the VAE published with the network: --encoders."
+        raise WeightsError("E_WEIGHTS_MISMATCH", message, hint)
 
 
 def encode_texts(plan: Plan, cache_dir: Path, link: JobLink) -> Texts:
@@ -184,10 +195,6 @@ def _write_all(plan: Plan, latents: list[Tensor], seconds: list[float], out: Pat
     report = _reporter(link)
     report("decoding", 0, len(latents))
     vae = load_vae(plan.encoders.vae, plan.device)
-    if vae.channels != plan.recipe.spec.in_dim:
-        message = f"{plan.encoders.vae} has latents of {vae.channels} channels; the network takes "
-        hint = "Use the VAE published with the network: --encoders."
-        raise WeightsError("E_WEIGHTS_MISMATCH", f"{message}{plan.recipe.spec.in_dim}.", hint)
     for done, (order, latent) in enumerate(zip(plan.orders, latents, strict=True)):
         report("decoding", done, len(latents))
         began = time.monotonic()
