@@ -18,6 +18,7 @@ from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.encoders.model_folder import ModelFolder, open_model_folder
 from rcm_sidecar.encoders.prompts import negative_prompt
 from rcm_sidecar.errors import HostError, WeightsError
+from rcm_sidecar.hub import is_hub_locator
 from rcm_sidecar.link import JobLink
 from rcm_sidecar.protocol import EndBody, Progress, Rendered, RenderStart
 from rcm_sidecar.sampling.drawing import Drawer, Sampler, choose_sampler
@@ -85,6 +86,7 @@ def run_render(start: RenderStart, link: JobLink) -> EndBody:
     _require_media()
     choose_kernels("auto")
     plan = make_plan(start)
+    _check_vae(plan)  # needed last, and a pity to miss then
     texts = encode_texts(plan, Path(start.cache_dir), link)
     latents, seconds = draw_latents(plan, texts, link)
     _write_all(plan, latents, seconds, Path(start.out_dir), link)
@@ -99,8 +101,6 @@ def make_plan(start: RenderStart) -> Plan:
     given = {name: getattr(start, name) for name in ("frames", "height", "width")}
     size = replace(recipe.size, **{name: value for name, value in given.items() if value is not None})
     shape = latent_shape(recipe.spec, size)
-    beside = recipe.weights if recipe.encoders is None else locate(recipe.encoders)
-    folder = beside if start.encoders is None else locate(start.encoders)
     settings = sampler.settings
     guided = isinstance(settings, TeacherPart) and settings.guidance != 1
     return Plan(
@@ -108,7 +108,7 @@ def make_plan(start: RenderStart) -> Plan:
         sampler=sampler,
         size=size,
         shape=shape,
-        encoders=open_model_folder(folder, recipe.spec.family),
+        encoders=open_model_folder(_encoders_place(start, recipe), recipe.spec.family),
         negative=negative_prompt(settings.negative, recipe.spec.family)
         if isinstance(settings, TeacherPart) and guided
         else None,
@@ -116,6 +116,16 @@ def make_plan(start: RenderStart) -> Plan:
         device=device,
         orders=tuple(Order(prompt, start.seed + index) for prompt in start.prompts for index in range(start.num)),
     )
+
+
+def _check_vae(plan: Plan) -> None:
+    from rcm_sidecar.encoders.vae import latent_channels
+
+    channels, wanted = latent_channels(plan.encoders.vae), plan.recipe.spec.in_dim
+    if channels != wanted:
+        message = f"{plan.encoders.vae} has latents of {channels} channels; the network takes {wanted}."
+        hint = "Use the VAE published with the network: --encoders."
+        raise WeightsError("E_WEIGHTS_MISMATCH", message, hint)
 
 
 def encode_texts(plan: Plan, cache_dir: Path, link: JobLink) -> Texts:
@@ -172,7 +182,8 @@ def draw_latents(plan: Plan, texts: Texts, link: JobLink) -> tuple[list[Tensor],
     if drawer.streamed:
         link.log("warn", "The network does not fit the GPU: its blocks stayed in main memory, which is slower.")
     del drawer
-    free_memory()
+    if plan.device.type == "cuda":
+        free_memory()
     return latents, seconds
 
 
@@ -184,10 +195,6 @@ def _write_all(plan: Plan, latents: list[Tensor], seconds: list[float], out: Pat
     report = _reporter(link)
     report("decoding", 0, len(latents))
     vae = load_vae(plan.encoders.vae, plan.device)
-    if vae.channels != plan.recipe.spec.in_dim:
-        message = f"{plan.encoders.vae} has latents of {vae.channels} channels; the network takes "
-        hint = "Use the VAE published with the network: --encoders."
-        raise WeightsError("E_WEIGHTS_MISMATCH", f"{message}{plan.recipe.spec.in_dim}.", hint)
     for done, (order, latent) in enumerate(zip(plan.orders, latents, strict=True)):
         report("decoding", done, len(latents))
         began = time.monotonic()
@@ -212,6 +219,15 @@ def _write_all(plan: Plan, latents: list[Tensor], seconds: list[float], out: Pat
         )
     if vae.tiled:
         link.log("warn", "The GPU's memory was short: pictures were decoded in tiles, which may show at their edges.")
+
+
+def _encoders_place(start: RenderStart, recipe: Recipe) -> Path:
+    """What the caller names; else where they were when the weights were exported, or beside the weights."""
+    if start.encoders is not None:
+        return locate(start.encoders)
+    named = recipe.encoders
+    is_there = named is not None and (is_hub_locator(named) or Path(named).exists())
+    return locate(named) if named is not None and is_there else recipe.weights
 
 
 def _file_name(plan: Plan, order: Order) -> str:

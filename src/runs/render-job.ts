@@ -1,9 +1,11 @@
 /** Pictures and videos of prompts: the sidecar encodes, samples, decodes and writes them. */
+import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import type { RcmConfig } from '../config/types.ts';
 import { RcmBridgeError } from '../errors/index.ts';
 import type { EventBody, RunStart } from '../protocol/messages.ts';
 import type { MediaPackage } from '../python/requirements.ts';
+import { isHubLocator } from '../weights/hub-cache.ts';
 import { anySignal, type BridgeContext, cacheDir } from './context.ts';
 import type { SampleOptions, SampleResult } from './options.ts';
 import type { SampleSource } from './sample-source.ts';
@@ -59,7 +61,7 @@ function renderStart(
   return {
     job: 'render',
     source: path,
-    encoders: encodersOf(context, options.encoders ?? config?.model.path ?? null),
+    encoders: encodersOf(context, options, config),
     network: released && { name: released.model.name, overrides: { ...released.model.overrides } },
     teacher,
     teacherSampler: released && teacherSampler(released),
@@ -82,7 +84,10 @@ const teacherSampler = ({ teacher }: RcmConfig): RenderStart['teacherSampler'] =
   negative: teacher.negative,
 });
 
-function encodersOf({ cwd, env }: BridgeContext, named: string | null): string | null {
-  if (named === null) return null;
-  return locateWeights(named.startsWith('hf:') ? named : resolve(cwd, named), undefined, env);
+/** What the caller names has to be there; a model folder that moved since the run may lie beside the weights now. */
+function encodersOf({ cwd, env }: BridgeContext, { encoders }: SampleOptions, config: RcmConfig | null): string | null {
+  if (encoders !== undefined)
+    return locateWeights(isHubLocator(encoders) ? encoders : resolve(cwd, encoders), undefined, env);
+  const ofRun = config?.model.path ?? null;
+  return ofRun === null || isHubLocator(ofRun) || existsSync(ofRun) ? ofRun : null;
 }

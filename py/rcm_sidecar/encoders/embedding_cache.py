@@ -102,7 +102,7 @@ def encode_prompts(
             cache.write(prompt, encoded)
             found[prompt] = encoded
         del encoder
-        free_memory()
+        free_memory()  # the classes of transformers refer to themselves in circles
     return {prompt: states for prompt, states in found.items() if states is not None}
 
 

@@ -27,6 +27,20 @@ def fill(
         dtype: Of all of them.
 
     Raises:
+        WeightsError: as `check`.
+    """
+    check(module, tensors, path)
+    for name in dict(module.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        # A copy even where nothing changes: the loaded tensor may be a view of the mapped file.
+        value = tensors[name].load().to(device, dtype, copy=True)
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+
+
+def check(module: nn.Module, tensors: Mapping[str, LazyTensor], path: Path) -> None:
+    """Refuse tensors that are not exactly those of a module, by names and shapes alone.
+
+    Raises:
         WeightsError: E_WEIGHTS_MISMATCH, which names the first five tensors that are missing, too many or misshapen.
     """
     wanted = dict(module.named_parameters())
@@ -43,8 +57,3 @@ def fill(
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         message = f"{path} does not fit {type(module).__name__}: {'; '.join(wrong[:_NAMED])}{more}."
         raise WeightsError("E_WEIGHTS_MISMATCH", message, "It is incomplete or of another model: fetch it again.")
-    for name in wanted:
-        owner, _, leaf = name.rpartition(".")
-        # A copy even where nothing changes: the loaded tensor may be a view of the mapped file.
-        value = tensors[name].load().to(device, dtype, copy=True)
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))

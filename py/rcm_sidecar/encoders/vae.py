@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rcm_sidecar.checkpoints.reading import open_weights
-from rcm_sidecar.encoders.filling import fill
+from rcm_sidecar.encoders.filling import check, fill
 from rcm_sidecar.encoders.original_keys import vae_key
 from rcm_sidecar.errors import WeightsError
 from rcm_sidecar.safetensors_file import LazyTensor
@@ -28,7 +28,6 @@ class Vae:
     suffice, the picture is cut into overlapping tiles from then on; that changes it a little near their edges.
 
     Attributes:
-        channels: Of the latents.
         tiled: Whether memory was short.
 
     Args:
@@ -38,7 +37,6 @@ class Vae:
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model, self._device = model, device
-        self.channels: int = model.config.z_dim
         self._mean = _by_channel(model.config.latents_mean, device)
         self._std = _by_channel(model.config.latents_std, device)
 
@@ -105,18 +103,20 @@ def load_vae(path: Path, device: torch.device, dtype: torch.dtype = torch.float3
     Raises:
         WeightsError: E_WEIGHTS_MISMATCH, E_WEIGHTS_UNREADABLE or what opening finds.
     """
-    import diffusers
-
-    kind: Any = diffusers.AutoencoderKLWan
-    tensors, settings = _open(path)
-    try:
-        with torch.device("meta"):
-            model = kind.from_config(settings)
-    except (TypeError, ValueError) as error:
-        message = f"{path} describes no VAE that diffusers can make: {error}"
-        raise WeightsError("E_WEIGHTS_MISMATCH", message, "Use the VAE published with the network.") from error
+    model, tensors = _on_meta(path)
     fill(model, tensors, path, device, dtype)
     return Vae(model.eval(), device)
+
+
+def latent_channels(path: Path) -> int:
+    """Channels of the latents of a VAE, which is known to be whole then; only headers are read.
+
+    Raises:
+        WeightsError: as `load_vae`.
+    """
+    model, tensors = _on_meta(path)
+    check(model, tensors, path)
+    return int(model.config.z_dim)
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -127,6 +127,19 @@ def to_bytes(pixels: Tensor) -> Tensor:
 def from_bytes(pixels: Tensor) -> Tensor:
     """Pixels float32 [..., 3,F,H,W] in [-1,1] of u8 [..., F,H,W,3]; the inverse of `to_bytes`."""
     return pixels.movedim(-1, -4).float().div(127.5).sub(1)
+
+
+def _on_meta(path: Path) -> tuple[Any, dict[str, LazyTensor]]:
+    import diffusers
+
+    kind: Any = diffusers.AutoencoderKLWan
+    tensors, settings = _open(path)
+    try:
+        with torch.device("meta"):
+            return kind.from_config(settings), tensors
+    except (TypeError, ValueError) as error:
+        message = f"{path} describes no VAE that diffusers can make: {error}"
+        raise WeightsError("E_WEIGHTS_MISMATCH", message, "Use the VAE published with the network.") from error
 
 
 def _open(path: Path) -> tuple[dict[str, LazyTensor], Mapping[str, Any]]:

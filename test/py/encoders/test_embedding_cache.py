@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import weakref
 
 import pytest
 import torch
 
 from rcm_sidecar.encoders.embedding_cache import encode_prompts, file_hash, open_embedding_cache
 from rcm_sidecar.encoders.model_folder import open_model_folder
-from rcm_sidecar.encoders.text_encoder import Encoded
+from rcm_sidecar.encoders.text_encoder import Encoded, load_text_encoder
 
 LENGTH = 40
 
@@ -78,6 +79,18 @@ def test_damaged_entries_are_made_again(opened, tmp_path):
     encode_prompts(["cat"], opened(), encoder.load)
     encode_prompts(["cat"], opened(), encoder.load)
     assert encoder.loaded == 1
+
+
+def test_the_encoder_is_freed(opened, folders):
+    parts = []
+
+    def load():
+        encoder = load_text_encoder(open_model_folder(folders["wan_original"], "wan2.1"), LENGTH, torch.device("cpu"))
+        parts.extend(weakref.ref(parameter) for parameter in encoder._model.parameters())
+        return encoder
+
+    encode_prompts(["cat"], opened(), load)
+    assert len(parts) > 10 and all(part() is None for part in parts)
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(folders, tmp_path):

@@ -1,6 +1,6 @@
 """Whole models with tiny random weights, in the folder layouts of the releases: what `weights fetch` would bring.
 
-As a program: `python -m encoders.tiny_models FOLDER` makes the folders that the end-to-end tests sample from.
+As a program, `python -m encoders.tiny_models FOLDER NAME...` makes those of some names below a folder.
 """
 
 from __future__ import annotations
@@ -176,10 +176,9 @@ def _randomised(model):
     return model.eval()
 
 
-def main(root: Path) -> None:
-    wan_original(root / "Wan2.1-T2V-Tiny")
-    cosmos_diffusers(root / "Cosmos-Predict2-Tiny")
+MAKERS = {make.__name__: make for make in (wan_original, wan_diffusers, cosmos_original, cosmos_diffusers)}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for name in sys.argv[2:]:
+        MAKERS[name](Path(sys.argv[1]) / name)

@@ -1,9 +1,11 @@
 """Pictures and videos of prompts by the job, against the same steps without it, on tiny models of both families."""
 
+import shutil
 from dataclasses import dataclass
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from encoders import tiny_models
 
 from rcm_sidecar.checkpoints import load_network
@@ -183,6 +185,11 @@ def test_an_export_says_how_it_is_sampled(sampler, folders, start_of, tmp_path):
     run_render(start, link)
     (file,) = link.of_type("rendered")
     assert ("teacher" in file.path) == (sampler is None)
+    moved = (folder / "sampler.json").read_text().replace("wan_diffusers", "gone")
+    (folder / "sampler.json").write_text(moved)
+    with pytest.raises(WeightsError, match="export lacks the text encoder") as caught:
+        make_plan(start)
+    assert "--encoders" in caught.value.hint
     with pytest.raises(ConfigError, match="cannot take 4 steps") if sampler else pytest.raises(WeightsError):
         make_plan(start_of(CASES[0], source=str(folder), steps=4, encoders=str(tmp_path)))
 
@@ -228,6 +235,23 @@ def test_states_of_another_width_are_refused(folders, start_of, tmp_path):
     with pytest.raises(WeightsError, match="gives 16 numbers a token; the network takes 12") as caught:
         run_render(start, RecordingLink())
     assert caught.value.code == "E_WEIGHTS_MISMATCH"
+
+
+@pytest.mark.parametrize("change", ["cut", "incomplete", "other"])
+def test_a_vae_that_cannot_be_used_is_found_before_anything_is_sampled(change, folders, start_of, tmp_path):
+    folder = shutil.copytree(folders["wan_original"], tmp_path / "model")
+    file, link = folder / "Wan2.1_VAE.pth", RecordingLink()
+    weights = torch.load(file)
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:60_000])
+    elif change == "incomplete":
+        torch.save({key: value for key, value in weights.items() if "middle.1.proj" not in key}, file)
+    else:
+        torch.save(tiny_models.native_vae_keys(AutoencoderKLWan(base_dim=4, z_dim=8)), file)
+    with pytest.raises(WeightsError) as caught:
+        run_render(start_of(CASES[0], source=str(folder)), link)
+    assert caught.value.code == ("E_WEIGHTS_UNREADABLE" if change == "cut" else "E_WEIGHTS_MISMATCH")
+    assert "Wan2.1_VAE.pth" in caught.value.message and link.of_type("progress") == []
 
 
 def test_a_cancel_between_network_calls_writes_nothing(start_of, tmp_path):

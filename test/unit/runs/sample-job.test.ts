@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -143,6 +143,12 @@ describe('pictures of prompts', () => {
       seed: 7,
       steps: 1,
     });
+  });
+
+  it('of a run whose model moved look beside the weights', async () => {
+    renameSync(join(cwd, 'encoders'), join(cwd, 'moved'));
+    expect((await sample('wan-run', { prompt: 'a cat' })).start).toMatchObject({ encoders: null });
+    renameSync(join(cwd, 'moved'), join(cwd, 'encoders'));
   });
 
   it("of a run's teacher are drawn as its config says", async () => {
