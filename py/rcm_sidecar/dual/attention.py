@@ -182,8 +182,8 @@ def eager_forward(
             eager_forward(part, k, v, tangent, tk, tv, scale, mask)
             for part, tangent in zip(q.split(rows, -2), _split_rows(tq, q.shape[-2], rows), strict=True)
         ]
-        out, tangents, lse, mus = zip(*parts, strict=True)
-        return torch.cat(out, -2), _joined_rows(tangents, -2), torch.cat(lse, -1), _joined_rows(mus, -1)
+        outs, tangents, lses, mus = zip(*parts, strict=True)
+        return torch.cat(outs, -2), _joined_rows(tangents, -2), torch.cat(lses, -1), _joined_rows(mus, -1)
     heads = q.shape[:2]
     q3, k3, v3 = _matrices(q), _matrices(k), _matrices(v)
     scores = _masked(_scores(q3, k3, scale), mask)

@@ -236,7 +236,8 @@ def _difference(student: Network, place: Inputs) -> Tensor:
             student(place.x + sign * h * place.x_tangent, place.t + sign * h * place.t_tangent, place.text).double()
             for sign in (1, -1)
         )
-        return (ahead - behind) / (2 * h)
+        difference: Tensor = (ahead - behind) / (2 * h)
+        return difference
 
     with in_float32():
         return (4 * slope(step) - slope(2 * step)) / 3
