@@ -132,7 +132,9 @@ class DistillationPlan:
             "critic": lambda: self._critic(draws, text, own),
         }
         terms = tuple(make[name]() for name in phase.losses)
-        return Work(phase.name, phase.name, terms, samples, batch.tensors, share.start, values, batch.skipped)
+        return Work(
+            phase.name, phase.name, terms, samples, batch.tensors, share.start, values, batch.skipped, batch.ids
+        )
 
     def _guided(self, text: Tensor) -> dict[str, Any]:
         guidance = self.config.teacher.guidance

@@ -85,6 +85,7 @@ class Work:
         first_sample: Place of the first of them in the whole batch.
         values: Further metrics; those of the leading process are reported.
         skipped: Samples that are bad and were replaced.
+        ids: Name of each sample, where samples have names.
     """
 
     phase: str
@@ -95,6 +96,7 @@ class Work:
     first_sample: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     skipped: tuple[BadSample, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 Plan = Callable[[int, Mapping[str, int]], Work]

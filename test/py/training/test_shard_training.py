@@ -154,3 +154,13 @@ def test_the_negative_is_the_one_that_is_named(model: Path, data: Path, tmp_path
     assert torch.equal(negative(**{"teacher.negative": str(tmp_path / "other.pt")}), text_of(5).float())
     cosmos = {"model.name": "cosmos-predict2-tiny", "model.overrides": {"textDim": 16, "textLen": 8}}
     assert not negative(**cosmos).any()
+
+
+def test_a_value_that_is_not_finite_names_its_sample(model: Path, tmp_path: Path) -> None:
+    """A latent of huge numbers is no bad sample by itself: what it does to the losses is reported with its name."""
+    huge = saved(torch.full((16, 3, 4, 6), 3e38))
+    folder = make_data(tmp_path / "data", changes={number: {"latent.pt": huge} for number in range(10)})
+    settings = {"checkpoints.export": [], "health.nonFinite": {"policy": "fail", "maxShare": 0.0, "windowSteps": 1}}
+    with pytest.raises(SidecarError) as caught:
+        run(start(tmp_path / "run", shard_changes(model, folder, **settings, **{"health.teacherCheck": False})))
+    assert caught.value.code == "E_NON_FINITE" and "(shard_00000" in caught.value.message, caught.value.message
