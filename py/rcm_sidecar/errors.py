@@ -59,6 +59,10 @@ class WeightsError(SidecarError):
     """A weights file that is missing, empty, unreadable, of no known layout or of another network."""
 
 
+class DataError(SidecarError):
+    """Training data that are missing, damaged or of another model."""
+
+
 class CheckpointError(SidecarError):
     """A training checkpoint that is missing, damaged or of another run or torch version."""
 

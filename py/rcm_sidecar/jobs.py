@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ from rcm_sidecar.protocol import (
 from rcm_sidecar.render_job import run_render
 from rcm_sidecar.sample_job import run_sample
 from rcm_sidecar.training.determinism import set_up
-from rcm_sidecar.training.loop import TrainingLoop, check_drift
+from rcm_sidecar.training.loop import TrainingLoop, check_data, check_drift
 from rcm_sidecar.training.products import Products
 from rcm_sidecar.training.setup import Trained, set_up_distillation, set_up_pretraining
 from rcm_sidecar.training.tangent_gate import report_tangent
@@ -88,27 +89,35 @@ def _train(start: TrainingStart, config: RunConfig, link: JobLink, team: JobTeam
     unchecked = resumed is None or environment.has_other_kernels(resumed[1].environment)
     check = team.tell(config.health.teacher_check and unchecked)
     trained = _set_up(start, config, check, team)
-    warning = statistics_warning(trained.data.statistics())
+    with closing(trained.data):
+        _report_start(config, trained, link)
+        products = Products(start, config, trained, link)
+        loop = TrainingLoop(start, config, trained, products, environment, config_hash(config), link)
+        if resumed is not None:
+            check_data(resumed[0], trained.data, start.allow_drift, link)
+            loop.resume(resumed[0], Path(start.resume_from or ""))
+            if resumed[1].config_hash != loop.config_hash:
+                link.log("info", "The config is not the one the checkpoint was written with.")
+        if check and isinstance(start, DistillStart):
+            report_tangent(config, trained, link)
+        trained.trainer.check = lambda: _abandon_step(link)
+        return loop.run()
+
+
+def _report_start(config: RunConfig, trained: Trained, link: JobLink) -> None:
+    """What people should know before the first step; a cancel that has come by now ends the job here."""
+    team = trained.team
+    warning = statistics_warning(trained.data.statistics()) if team.leads else None
     if warning is not None:
         link.log("warn", warning)
     if config.teacher.branches == "auto" and trained.branches is not None and team.device.type != "cpu":
         link.log("info", f"teacher.branches is {trained.branches}: what auto became for this micro-batch.")
     team.alone(link.requests.raise_if_cancelled_now)
-    products = Products(start, config, trained, link)
-    loop = TrainingLoop(start, config, trained, products, environment, config_hash(config), link)
-    if resumed is not None:
-        loop.resume(resumed[0], Path(start.resume_from or ""))
-        if resumed[1].config_hash != loop.config_hash:
-            link.log("info", "The config is not the one the checkpoint was written with.")
-    if check and isinstance(start, DistillStart):
-        report_tangent(config, trained, link)
-    trained.trainer.check = lambda: _abandon_step(link)
-    return loop.run()
 
 
 def _set_up(start: TrainingStart, config: RunConfig, check: bool, team: JobTeam) -> Trained:
     if isinstance(start, DistillStart):
-        return set_up_distillation(config, check, team)
+        return set_up_distillation(config, check, team, Path(start.cache_dir))
     return set_up_pretraining(config, team)
 
 

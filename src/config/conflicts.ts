@@ -7,6 +7,7 @@ import { findSizeConflicts } from './sizes.ts';
 export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
   ...findParallelConflicts(config),
   ...samplerConflicts(config),
+  ...dataConflicts(config),
   ...evaluationConflicts(config),
   ...gateConflicts(config),
   ...optimizerConflicts(config),
@@ -19,6 +20,30 @@ export const findConflicts = (config: RcmConfigOutput): readonly Conflict[] => [
 function weightsConflicts({ model, teacher }: RcmConfigOutput): readonly Conflict[] {
   if (teacher.weights !== 'model' || model.path !== null) return [];
   return [conflict('teacher.weights', 'is model, but model.path is null', 'Set model.path to the downloaded folder.')];
+}
+
+/** What a data set has decides what conditions and features there are. */
+function dataConflicts({ data, teacher, evaluation }: RcmConfigOutput): readonly Conflict[] {
+  const { negative } = teacher;
+  if (data.kind !== 'latentShards') {
+    if (negative === 'empty' || negative === 'zeros') return [];
+    return [conflict('teacher.negative', `is ${negative}, but ${data.kind} have labels`, 'Use empty or zeros.')];
+  }
+  const conflicts: Conflict[] = [];
+  if (data.path === null) {
+    conflicts.push(
+      conflict('data.path', 'is null, but data.kind is latentShards', 'Set it to the folder of the *.tar.'),
+    );
+  }
+  if (negative === 'empty' || negative.startsWith('text:')) {
+    const text = `is ${negative}, but stored embeddings have no such condition`;
+    conflicts.push(conflict('teacher.negative', text, 'Use default, zeros or the path of an embedding (*.pt).'));
+  }
+  if (evaluation.features !== null) {
+    const text = `is ${evaluation.features}, but latentShards hold no pixels to take features of`;
+    conflicts.push(conflict('evaluation.features', text, 'Set it to null, and evaluation.metrics to [].'));
+  }
+  return conflicts;
 }
 
 function samplerConflicts({ student, losses }: RcmConfigOutput): readonly Conflict[] {

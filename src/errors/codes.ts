@@ -84,6 +84,36 @@ export const errorCodes = {
     summary: 'Something has to be installed, overwritten or deleted, and nobody agreed to it.',
     fix: 'Add `--yes` to the command, or pass `allowInstall: true` to createBridge.',
   },
+  E_DATA_BAD_SAMPLES: {
+    exitCode: 1,
+    summary: 'More samples of the training data are damaged than `data.maxBadSamples` allows.',
+    fix: 'Build or copy the shards again that the log names, or raise `data.maxBadSamples`.',
+  },
+  E_DATA_CHANGED: {
+    exitCode: 5,
+    summary: 'The training data are not those the checkpoint was written with, or not the same on all nodes.',
+    fix: 'Put the shards back as they were, or resume with `--allow-drift` on the new ones.',
+  },
+  E_DATA_NEGATIVE: {
+    exitCode: 3,
+    summary: 'The embedding of the negative prompt is missing or of another text encoder.',
+    fix: 'Put it into the folder of the shards as negative.embed.pt, or name a file with `teacher.negative`.',
+  },
+  E_DATA_NOT_FOUND: {
+    exitCode: 3,
+    summary: 'There are no shards at `data.path`, or they hold no whole sample.',
+    fix: 'Set `data.path` to a folder of *.tar; docs/data.md shows the layout.',
+  },
+  E_DATA_SHAPE: {
+    exitCode: 2,
+    summary: 'The latents or text embeddings have other sizes than the model takes.',
+    fix: 'Set `model.frames`, `height` and `width` to those of the data, or use data of this model.',
+  },
+  E_DATA_SHARD: {
+    exitCode: 3,
+    summary: 'A shard is cut short, is no tar file, or cannot be read.',
+    fix: 'Copy it again, or move it out of the folder to train without it.',
+  },
   E_DISK_FULL: {
     exitCode: 3,
     summary: 'The disk or the quota is full.',

@@ -10,22 +10,26 @@ const neighbours = 5;
 const bootstrapResamples = 200;
 const smokeSamples = 8;
 
-const images: readonly Row[] = [
-  { sampler: 'train', steps: null, guidance: null },
-  { sampler: 'heldOut', steps: null, guidance: null },
-];
+/** Images of the data set are measured like samples; latents without a decoder are no images. */
+const imageRows = ({ data }: RcmConfig): readonly Row[] =>
+  data.kind === 'latentShards'
+    ? []
+    : [
+        { sampler: 'train', steps: null, guidance: null },
+        { sampler: 'heldOut', steps: null, guidance: null },
+      ];
 
 /** Rows of a distillation: images, the teacher at `teacherSteps`, the student at `steps`. */
 export function distillationPlan(config: RcmConfig): EvaluationPlan {
   const { evaluation } = config;
   const student = evaluation.steps.map((steps): Row => ({ sampler: 'student', steps, guidance: null }));
-  return planOf(config, [...images, ...teacherRows(config), ...student], evaluation.steps);
+  return planOf(config, [...imageRows(config), ...teacherRows(config), ...student], evaluation.steps);
 }
 
 /** Rows of a pretraining: images, the new teacher at `teacherSteps`, and at all its steps without guidance. */
 export function pretrainingPlan(config: RcmConfig): EvaluationPlan {
   const unguided: Row = { sampler: 'teacher', steps: config.teacher.sampler.steps, guidance: 1 };
-  const rows = [...images, ...teacherRows(config), ...(config.teacher.guidance === 1 ? [] : [unguided])];
+  const rows = [...imageRows(config), ...teacherRows(config), ...(config.teacher.guidance === 1 ? [] : [unguided])];
   return planOf(config, rows, [config.teacher.sampler.steps]);
 }
 

@@ -1,5 +1,6 @@
 /** What all jobs of one bridge share, with its defaults filled in. */
 import { join } from 'node:path';
+import type { RcmConfig } from '../config/types.ts';
 import type { Logger } from '../logging/logger.ts';
 import { managedHome } from '../python/home.ts';
 import type { MediaPackage } from '../python/requirements.ts';
@@ -29,6 +30,10 @@ export interface BridgeContext {
   /** What the process was started with, for environment.json. */
   readonly commandLine: readonly string[];
 }
+
+/** The media packages that a run with these data imports. */
+export const neededPackages = ({ data }: Pick<RcmConfig, 'data'>): readonly MediaPackage[] =>
+  data.kind === 'latentShards' ? ['webdataset'] : [];
 
 export const cacheDir = (env: NodeJS.ProcessEnv): string => join(managedHome(env), 'cache');
 

@@ -1,4 +1,5 @@
 /** Files and hardware that a config names, looked at before a run has a folder. The sidecar looks inside the files. */
+import { readdirSync } from 'node:fs';
 import os from 'node:os';
 import { processesOf, undividedBatch } from '../config/parallel.ts';
 import type { RcmConfig } from '../config/types.ts';
@@ -7,7 +8,7 @@ import { listGpus } from '../python/gpus.ts';
 import type { Job } from './record.ts';
 import { locateWeights, namedWeights } from './weights.ts';
 
-/** @throws E_WEIGHTS_NOT_FOUND, E_GPU, E_CONFIG_VALUE, E_CONFIG_NOT_YET */
+/** @throws E_WEIGHTS_NOT_FOUND, E_DATA_NOT_FOUND, E_GPU, E_CONFIG_VALUE, E_CONFIG_NOT_YET */
 export async function checkHost(
   job: Job,
   config: RcmConfig,
@@ -16,6 +17,7 @@ export async function checkHost(
 ): Promise<void> {
   checkPretrainingBatch(job, config);
   checkNodes(config.compute.nodes);
+  checkData(job, config);
   await checkProcesses(config.compute, gpus);
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
@@ -33,6 +35,27 @@ function checkNodes(nodes: number): void {
       hint: 'Set compute.nodes=1 and what depends on it (compute.parallel, schedule.batchSize); `rcm-bridge plan` says what fits.',
     },
   );
+}
+
+/** The shards are there; the sidecar looks inside. */
+function checkData(job: Job, { data }: RcmConfig): void {
+  if (data.kind !== 'latentShards' || data.path === null) return;
+  if (job === 'pretrain') {
+    const text = 'pretrain trains a teacher of labels, and data.kind is latentShards.';
+    throw new RcmBridgeError('E_CONFIG_NOT_YET', text, { hint: 'Use data.kind: digits.' });
+  }
+  if (namesIn(data.path).some(name => name.endsWith('.tar'))) return;
+  throw new RcmBridgeError('E_DATA_NOT_FOUND', `There are no shards (*.tar) in ${data.path}.`, {
+    hint: 'Set data.path to the folder that holds them (docs/data.md).',
+  });
+}
+
+function namesIn(folder: string): readonly string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
+  }
 }
 
 /** Imports alone: measured on Linux, without what is trained. */

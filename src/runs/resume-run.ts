@@ -6,7 +6,7 @@ import { distillationPlan, pretrainingPlan, smokePlan } from '../evaluation/plan
 import { csvName } from '../logging/csv-sink.ts';
 import { type Checkpoint, findCheckpoint } from './checkpoints.ts';
 import { readStoredConfig } from './config-file.ts';
-import { anySignal, type BridgeContext, cacheDir, type Interpreter } from './context.ts';
+import { anySignal, type BridgeContext, cacheDir, type Interpreter, neededPackages } from './context.ts';
 import { environmentName } from './environment.ts';
 import { writeFileAtomic } from './files.ts';
 import type { RunHandle } from './handle.ts';
@@ -41,11 +41,12 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
     return openRemoteRun(runDir, { signal, wasComplete: true });
   }
   refuseLiving(runDir, seen);
-  if (options.detached) return resumeDetached(context, runDir, options, signal);
   const config = readStoredConfig(runDir);
+  const python = (): Promise<Interpreter> => context.findPython(signal, neededPackages(config));
+  if (options.detached) return resumeDetached(context, runDir, options, await python());
   const checkpoint = await checkpointFor(context, runDir, seen);
-  const python = await context.findPython(signal);
-  if (checkpoint && !options.allowDrift) refuseDrift(checkpoint, python);
+  const interpreter = await python();
+  if (checkpoint && !options.allowDrift) refuseDrift(checkpoint, interpreter);
   throwIfAborted(signal);
 
   const lock = await takeLock(runDir, lockPatienceMs);
@@ -76,18 +77,17 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
     restore();
     throw error;
   };
-  return own(context, { runDir, record, lock, start, config, python, options, refused });
+  return own(context, { runDir, record, lock, start, config, python: interpreter, options, refused });
 }
 
-/** Only Python is looked for here, because that may ask for consent; the owner checks the rest. */
+/** Only Python is looked for before, because that may ask for consent; the owner checks the rest. */
 async function resumeDetached(
   context: BridgeContext,
   runDir: string,
   options: ResumeOptions,
-  signal: AbortSignal | undefined,
+  python: Interpreter,
 ): Promise<RunHandle> {
   const { allowDrift = false } = options;
-  const python = await context.findPython(signal);
   const { startDetached } = await import('./detached/start-detached.ts');
   const task = { kind: 'resume', allowDrift } as const;
   return startDetached(context, { task, runDir, python, options });

@@ -7,7 +7,7 @@ import { distillationPlan, pretrainingPlan, smokePlan } from '../evaluation/plan
 import type { EvaluationPlan } from '../protocol/messages.ts';
 import { type Checkpoint, checkpointPath, shareCheckpoint } from './checkpoints.ts';
 import { readStoredConfig, writeStoredConfig } from './config-file.ts';
-import { anySignal, type BridgeContext, cacheDir, type Interpreter } from './context.ts';
+import { anySignal, type BridgeContext, cacheDir, type Interpreter, neededPackages } from './context.ts';
 import { makeDirectory, remove } from './files.ts';
 import type { RunHandle } from './handle.ts';
 import { checkHost } from './host-checks.ts';
@@ -52,7 +52,7 @@ export interface RunPlace {
 /**
  * Checks config, runs folder, Python, hardware and files, in this order; creates nothing.
  * @throws E_USAGE, E_CONFIG_*, E_RUNS_DIR, E_RUN_DIR, E_RUN_EXISTS, E_PYTHON_*, E_CONSENT, E_GPU, E_WEIGHTS_NOT_FOUND,
- *   E_ABORTED
+ *   E_DATA_NOT_FOUND, E_ABORTED
  */
 export async function prepareRun(
   context: BridgeContext,
@@ -70,7 +70,7 @@ export async function prepareRun(
     checkNewRunDir(runDir);
     checkRunsDir(runDir);
   }
-  const python = await context.findPython(signal);
+  const python = await context.findPython(signal, neededPackages(config));
   await checkHost(job, config, context.env);
   if (job === 'distill') await checkPlan(context, config, options.ignorePlan ?? false);
   throwIfAborted(signal);

@@ -1,4 +1,5 @@
-import fs, { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import fs, { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { RunEvent, RunHandle } from '../../src/index.ts';
@@ -62,7 +63,10 @@ describe('a run', () => {
   test('at a size the published weights were not made for says so once it has begun', async () => {
     const notices: string[] = [];
     const bridge = await bridges.open({ steps: 2 }, { onNotice: notice => notices.push(notice) });
+    const shards = mkdtempSync(join(tmpdir(), 'rcm-shards-'));
+    writeFileSync(join(shards, 'a.tar'), ''); // the sidecar, which would look inside, is a fake one
     const small = {
+      'data.path': shards,
       'model.height': 240,
       'model.width': 416,
       'teacher.weights': 'builtin:digits-teacher',

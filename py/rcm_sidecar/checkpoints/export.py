@@ -36,7 +36,8 @@ class Product:
         kind: Which sampler it needs.
         network: With the weights to write, perhaps sharded.
         adapter: LoRA role whose adapters are merged into them; None: they are what is written.
-        conditioner: Its label table.
+        conditioner: Its label table; None for a model that takes texts.
+        latent_shape: [C,T,H,W] of its samples.
         config: Of the run that made it.
         step: Training step.
         run_id: Of that run.
@@ -46,7 +47,8 @@ class Product:
     kind: Kind
     network: Network
     adapter: Role | None
-    conditioner: LabelConditioner
+    conditioner: LabelConditioner | None
+    latent_shape: tuple[int, int, int, int]
     config: RunConfig
     step: int
     run_id: str
@@ -69,7 +71,8 @@ def export(product: Product, folder: Path, layout: Literal["official", "diffuser
     if layout == "official":
         write_json(folder / "config.json", official_config(network))
     weights = DIFFUSERS_FILE if layout == "diffusers" else written.name
-    write_tensors(folder / CONDITIONER_FILE, {"table": product.conditioner.table})
+    if product.conditioner is not None:
+        write_tensors(folder / CONDITIONER_FILE, {"table": product.conditioner.table})
     write_json(folder / SAMPLER_FILE, sampler_document(product, weights))
     write_file(folder / "README.md", model_card(product, layout).encode())
     return folder
@@ -102,15 +105,15 @@ def export_adapters(product: Product, folder: Path, teacher_key: str) -> Path:
 
 def sampler_document(product: Product, weights: str) -> dict[str, Any]:
     """The content of sampler.json: all that sampling needs to know."""
-    config, data = product.config, load_digits_data()
+    config = product.config
     model: Mapping[str, Any] = config_document(config)["model"]
     return {
         "schema": 1,
         "kind": product.kind,
         "network": {"name": config.model.name, "overrides": model["overrides"]},
         "weights": weights,
-        "conditioner": CONDITIONER_FILE,
-        "latent": {"shape": list(data.train_images.shape[1:]), "mean": data.mean, "std": data.std},
+        "conditioner": None if product.conditioner is None else CONDITIONER_FILE,
+        "latent": {"shape": list(product.latent_shape), **_pixel_scale(config)},
         "textEncoder": config.model.text_encoder,
         "encoders": config.model.path,
         "timeScale": product.network.spec.time_scale,
@@ -186,6 +189,14 @@ def _adapter_card(product: Product, settings: Lora, teacher_key: str) -> str:
 def _teacher_name(config: RunConfig) -> str:
     locator = config.teacher_locator
     return locator if ":" in locator else Path(locator).name
+
+
+def _pixel_scale(config: RunConfig) -> dict[str, float]:
+    """How pixels were standardised; latents of a VAE are, by the VAE."""
+    if config.data.kind != "digits":
+        return {"mean": 0.0, "std": 1.0}
+    data = load_digits_data()
+    return {"mean": data.mean, "std": data.std}
 
 
 def _sampler(kind: Kind, config: RunConfig) -> dict[str, Any]:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from rcm_sidecar.config import RunConfig
-from rcm_sidecar.data.digits import load_digits_data
-from rcm_sidecar.errors import ConfigError
+from rcm_sidecar.data.order import ShuffledOrder
 
 TOLERATED_SHARE = 0.1
 """How far mean and standard deviation of the latents may be from 0 and 1 before a warning."""
 
-_DIGITS_HOLD_OUT = 0.2
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that no batch has, and why: `reason` completes "Sample NAME is skipped: "."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents [B,C,T,H,W] float32 and labels [B] int64."""
+    """Samples of a step.
+
+    Attributes:
+        latents: [B,C,T,H,W] float32.
+        condition: What a `Conditioning` makes text of: labels [B] int64, or text [B,L,D] float32 as it was stored.
+        ids: Name of each sample; empty where samples have none.
+        skipped: Samples that are bad and were replaced.
+    """
 
     latents: Tensor
-    labels: Tensor
+    condition: Tensor
+    ids: tuple[str, ...] = ()
+    skipped: tuple[BadSample, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, for a file."""
+        return {"latents": self.latents, "labels" if self.condition.dim() == 1 else "text": self.condition}
 
 
 @dataclass(frozen=True)
@@ -48,8 +64,22 @@ class TrainingData(Protocol):
         """Shape [C,T,H,W] of one latent."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """Equal for equal streams of samples: checkpoints keep it, since a position means nothing in other data."""
+        ...
+
+    @property
+    def incomplete(self) -> tuple[BadSample, ...]:
+        """Samples that no batch will have, known from the start."""
+        ...
+
     def batch(self, start_sample: int, count: int, seed: int) -> Batch:
         """Samples `start_sample` to `start_sample + count` of the endless shuffled stream of `seed`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and threads."""
         ...
 
     def statistics(self) -> Statistics:
@@ -69,12 +99,22 @@ class TensorData:
         if len(latents) != len(labels) or len(labels) == 0:
             raise ValueError(f"{len(latents)} latents and {len(labels)} labels")
         self._latents, self._labels = latents, labels
-        self._order: tuple[tuple[int, int], Tensor] | None = None
+        self._order = ShuffledOrder(len(labels))
 
     @property
     def size(self) -> int:
         """Number of samples."""
         return len(self._labels)
+
+    @property
+    def identity(self) -> str:
+        """Of data that cannot change."""
+        return ""
+
+    @property
+    def incomplete(self) -> tuple[BadSample, ...]:
+        """None."""
+        return ()
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -88,15 +128,7 @@ class TensorData:
         Raises:
             ValueError: a negative position or an empty batch.
         """
-        if start_sample < 0 or count < 1:
-            raise ValueError(f"no batch of {count} samples from {start_sample}")
-        pieces, position, left = [], start_sample, count
-        while left:
-            epoch, offset = divmod(position, self.size)
-            piece = self._permutation(seed, epoch)[offset : offset + left]
-            pieces.append(piece)
-            position, left = position + len(piece), left - len(piece)
-        chosen = torch.cat(pieces)
+        chosen = self._order.numbers(start_sample, count, seed)
         return Batch(self._latents[chosen], self._labels[chosen])
 
     def statistics(self) -> Statistics:
@@ -104,29 +136,8 @@ class TensorData:
         values = self._latents.double()
         return Statistics(values.mean().item(), values.std(correction=0).item())
 
-    def _permutation(self, seed: int, epoch: int) -> Tensor:
-        """The order of one epoch; the last one is remembered, which changes nothing but time."""
-        key = (seed, epoch)
-        if self._order is None or self._order[0] != key:
-            digest = hashlib.sha256(f"epoch/{seed}/{epoch}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-            self._order = key, torch.randperm(self.size, generator=generator)
-        return self._order[1]
-
-
-def open_training_data(config: RunConfig) -> TrainingData:
-    """The data set of `config.data`.
-
-    Raises:
-        ConfigError: E_CONFIG_NOT_YET for a kind or split that does not exist yet.
-    """
-    if config.data.kind != "digits":
-        message = f"data.kind {config.data.kind} is not there yet."
-        raise ConfigError("E_CONFIG_NOT_YET", message, "Use data.kind: digits.")
-    if config.data.hold_out != _DIGITS_HOLD_OUT:
-        raise ConfigError("E_CONFIG_NOT_YET", "The digits ship with a fixed split.", "Use data.holdOut: 0.2.")
-    data = load_digits_data()
-    return TensorData(data.train_images, data.train_labels)
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def statistics_warning(statistics: Statistics) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,18 @@ from rcm_sidecar.errors import ConfigError
 
 BATCH = 256
 """Samples of one network call. Larger ones are no faster on a CPU and would delay a cancel (64 elements a sample)."""
+_BATCH_ELEMENTS = 64 * BATCH
+"""Of the latents of one call: a video is a call of its own."""
 
 
 class Conditioning(Protocol):
-    """Labels to text; a `LabelConditioner` is one. For teacher.negative: zeros wrap it so that `empty` gives zeros."""
+    """What a data set keeps of a condition, to text: a `LabelConditioner`, or `StoredText` for stored embeddings.
 
-    def __call__(self, labels: Tensor) -> Tensor:
-        """Text [B,L,D] of labels [B]."""
+    For teacher.negative: zeros wrap a table so that `empty` gives zeros.
+    """
+
+    def __call__(self, condition: Tensor, /) -> Tensor:
+        """Text [B,L,D] of labels [B], or of text [B,L,D]."""
         ...
 
     def empty(self, batch: int) -> Tensor:
@@ -106,8 +112,9 @@ class SampleSource:
     def _in_batches(self, draw: Callable[[slice, Tensor], Tensor], labels: Tensor) -> Drawn:
         started = time.perf_counter()
         pieces = []
-        for start in range(0, len(labels), BATCH):
-            chosen = slice(start, start + BATCH)
+        size = max(1, min(BATCH, _BATCH_ELEMENTS // math.prod(self.latent_shape)))
+        for start in range(0, len(labels), size):
+            chosen = slice(start, start + size)
             pieces.append(draw(chosen, self.condition(labels[chosen])).float())
         return Drawn(torch.cat(pieces), (time.perf_counter() - started) / len(labels))
 

@@ -30,6 +30,7 @@ class NonFinite:
         block: First module with a non-finite output in order of execution, or the parameter whose gradient is bad;
             "" if none was found.
         rank: The process that found it.
+        name: Of the sample, "" where samples have none.
     """
 
     step: int
@@ -38,12 +39,14 @@ class NonFinite:
     time: float | None
     block: str
     rank: int = 0
+    name: str = ""
 
     @property
     def message(self) -> str:
         """One sentence."""
         where = f", first in {self.block}" if self.block else ""
-        which = f" of sample {self.sample}" if self.sample >= 0 else ""
+        named = f" ({self.name})" if self.name else ""
+        which = f" of sample {self.sample}{named}" if self.sample >= 0 else ""
         when = f" at time {self.time:.4f}" if self.time is not None else ""
         return f"Step {self.step}: {self.term}{which}{when} is not finite{where}; the update was skipped."
 
@@ -71,7 +74,8 @@ class NonFinite:
                 if found is None and bad.any():
                     sample = start + int(bad.int().argmax())
                     block, time = names[0] if names else "", float(term.times[sample])
-                    found = NonFinite(step, term.name, work.first_sample + sample, time, block, team.rank)
+                    name = work.ids[sample] if work.ids else ""
+                    found = NonFinite(step, term.name, work.first_sample + sample, time, block, team.rank, name)
         if found is None:
             found = NonFinite(step, "gradient", -1, None, _bad_gradient(role.parameters), team.rank)
         everyone = [NonFinite(**finding) for finding in team.gather(asdict(found))]

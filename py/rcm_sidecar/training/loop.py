@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rcm_sidecar.checkpoints.background import CheckpointWriter
 from rcm_sidecar.checkpoints.room import check_room
 from rcm_sidecar.checkpoints.training_state import Manifest, StoredState, WrittenCheckpoint, step_folder
 from rcm_sidecar.config import RunConfig
-from rcm_sidecar.errors import CheckpointError
+from rcm_sidecar.data import BadSample, TrainingData
+from rcm_sidecar.data.latent_shards import too_many_bad
+from rcm_sidecar.errors import CheckpointError, DataError
 from rcm_sidecar.files import write_tensors
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink
 from rcm_sidecar.protocol import CheckpointBody, EndBody, Export, Progress, TrainingStart
@@ -63,6 +67,7 @@ class TrainingLoop:
     _latest: dict[str, float] = field(init=False, default_factory=dict)
     _seconds: float = field(init=False, default=0.0)
     _bad_batch: bool = field(init=False, default=False)
+    _bad_samples: dict[str, str] = field(init=False, default_factory=dict)
     _dropped: bool = field(init=False, default=False)
     _clock: StepClock | None = field(init=False)
     _profile: StepProfile = field(init=False, default_factory=StepProfile)
@@ -93,6 +98,7 @@ class TrainingLoop:
         restore(self.trained, state)
         self._log.last = {name: int(step) for name, step in state.values["lastPhaseSteps"].items()}
         self._window.steps = [int(step) for step in state.values["nonFiniteSteps"]]
+        self._bad_samples = dict(state.values.get("badSamples", {}))
         if folder.parent == self._root:
             self._saved = (state.step, f"checkpoints/{folder.name}")
 
@@ -108,6 +114,7 @@ class TrainingLoop:
             self._check_room()
             self.link.activity("training", self.step)
             self._checksums.begin(self.step)
+            self._skip(self.trained.data.incomplete)
             self._handle_requests()
             self._evaluate_if_due()
             with self._timed():
@@ -183,6 +190,7 @@ class TrainingLoop:
         self._writer.raise_if_failed()
         trainer = self.trained.trainer
         result = trainer.run_step()
+        self._skip(result.skipped)
         self._report(result)
         self._report_dropped(result)
         if result.non_finite is not None:
@@ -199,7 +207,7 @@ class TrainingLoop:
             self._handle_requests()
 
     def _report(self, result: StepResult) -> None:
-        values = {**result.values, "time/step_ms": 1000 * result.seconds}
+        values = {**result.values, **self._facts(), "time/step_ms": 1000 * result.seconds}
         if self._clock is not None:
             self._profile.add(result.phase, self._clock.lap())
         if self._log.is_due(result.phase, result.step):
@@ -221,6 +229,28 @@ class TrainingLoop:
                 values=dict(self._latest),
             )
         )
+
+    def _facts(self) -> dict[str, float]:
+        """Metrics that are no losses."""
+        facts: dict[str, float] = {}
+        if self.config.data.kind != "digits":
+            facts["data/bad_samples"] = float(len(self._bad_samples))
+        if self.trained.team.device.type == "cuda":
+            facts["memory/peak_gb"] = torch.cuda.max_memory_allocated(self.trained.team.device) / 1e9
+        return facts
+
+    def _skip(self, samples: tuple[BadSample, ...]) -> None:
+        """Name each bad sample once a run; all processes know the same ones.
+
+        Raises:
+            DataError: E_DATA_BAD_SAMPLES, on all processes.
+        """
+        fresh = [bad for bad in samples if bad.name not in self._bad_samples]
+        for bad in fresh:
+            self._bad_samples[bad.name] = bad.reason
+            self.link.log("warn", f"Sample {bad.name} is skipped: {bad.reason}.", step=self.step, sample=bad.name)
+        if fresh and len(self._bad_samples) > self.config.data.max_bad_samples:
+            raise too_many_bad(len(self._bad_samples), fresh[-1])
 
     def _report_dropped(self, result: StepResult) -> None:
         """Samples are never left out silently; one alarm an attempt, the number of each step in the log."""
@@ -329,7 +359,11 @@ class TrainingLoop:
             self.link.activity("training", self.step)
 
     def _state_values(self) -> dict[str, Any]:
-        return {"lastPhaseSteps": dict(self._log.last), "nonFiniteSteps": list(self._window.steps)}
+        return {
+            "lastPhaseSteps": dict(self._log.last),
+            "nonFiniteSteps": list(self._window.steps),
+            "badSamples": dict(self._bad_samples),
+        }
 
     def _end(self, state: Any) -> EndBody:
         updates = self.trained.trainer.updates
@@ -368,6 +402,21 @@ def check_drift(manifest: Manifest, here: Environment, allow: bool, link: JobLin
             f"The checkpoint was written on {_words(there)}, this run is on {_words(here)}: the weights are the same, "
             "the last bits of results may differ.",
         )
+
+
+def check_data(state: StoredState, data: TrainingData, allow: bool, link: JobLink) -> None:
+    """Refuse other training data than the checkpoint was written with: a position means another sample there.
+
+    Raises:
+        DataError: E_DATA_CHANGED.
+    """
+    if state.values.get("data", data.identity) == data.identity:
+        return
+    message = "The training data have changed since the checkpoint was written: shards were added, removed or replaced."
+    if not allow:
+        hint = "Put them back as they were, or go on with the new ones: --allow-drift."
+        raise DataError("E_DATA_CHANGED", message, hint)
+    link.log("warn", message)
 
 
 def _is_due(step: int, every: int | None) -> bool:

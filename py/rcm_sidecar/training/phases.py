@@ -6,6 +6,7 @@ its samples: neither an interruption nor the size of micro-batches, the number o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rcm_sidecar.config import LogNormalSigma, RunConfig, TimeDistribution, UniformLogisticNormal, UniformShifted
-from rcm_sidecar.data import TrainingData
+from rcm_sidecar.data import Batch, TrainingData
 from rcm_sidecar.diffusion.guidance import Branches, Network
 from rcm_sidecar.diffusion.time_distributions import draw
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
@@ -62,6 +63,15 @@ def method_schedule(config: RunConfig) -> rcm.MethodSchedule:
     )
 
 
+def take(data: TrainingData, step: int, size: int, share: slice, seed: int) -> tuple[Batch, dict[str, float]]:
+    """A process's share of the `size` samples of a step; its epoch (from 0) and the wait for it as metrics."""
+    started = time.perf_counter()
+    with region("data_wait"):
+        batch = data.batch(step * size + share.start, share.stop - share.start, seed)
+    waited = time.perf_counter() - started
+    return batch, {"data/epoch": float(step * size // data.size), "time/data_wait_ms": 1000 * waited}
+
+
 @dataclass(frozen=True)
 class Networks:
     """Velocity networks f(x, t, text) and their time scale; `critic` is None for methods without one."""
@@ -89,8 +99,8 @@ class DistillationPlan:
     Attributes:
         config: Method, losses, times.
         networks: What the losses call.
-        data: Latents and labels by position.
-        condition: Labels to text, frozen.
+        data: Latents and conditions by position.
+        condition: What the data keep of a condition, to text; frozen.
         branches: How the teacher's two guidance passes run.
         team: The processes that share a batch.
     """
@@ -109,12 +119,10 @@ class DistillationPlan:
         size, seed = self.config.schedule.batch_size, self.config.seed
         share = self.team.own(size)
         samples = share.stop - share.start
-        with region("data_wait"):
-            batch = self.data.batch(step * size + share.start, samples, seed)
-        inputs = {"latents": batch.latents, "labels": batch.labels}
+        batch, values = take(self.data, step, size, share, seed)
         latents = batch.latents.to(self.team.device)
         with torch.no_grad():
-            text = self.condition(batch.labels.to(self.team.device))
+            text = self.condition(batch.condition.to(self.team.device))
         draws = Draws(seed, step, size, share, latents)
         own = updates[phase.name]
         make: dict[str, Callable[[], Term]] = {
@@ -124,7 +132,9 @@ class DistillationPlan:
             "critic": lambda: self._critic(draws, text, own),
         }
         terms = tuple(make[name]() for name in phase.losses)
-        return Work(phase.name, phase.name, terms, samples, inputs, first_sample=share.start)
+        return Work(
+            phase.name, phase.name, terms, samples, batch.tensors, share.start, values, batch.skipped, batch.ids
+        )
 
     def _guided(self, text: Tensor) -> dict[str, Any]:
         guidance = self.config.teacher.guidance

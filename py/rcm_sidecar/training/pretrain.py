@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from rcm_sidecar.diffusion.coordinates import compute_dtype, noisy_state, trig_p
 from rcm_sidecar.diffusion.guidance import Network
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.methods.loss import Loss, norm_per_sample, sum_per_sample
-from rcm_sidecar.step_clock import region, timed
-from rcm_sidecar.training.phases import Draws
+from rcm_sidecar.step_clock import timed
+from rcm_sidecar.training.phases import Draws, take
 from rcm_sidecar.training.randomness import generator
 from rcm_sidecar.training.trainer import Term, Work
 
@@ -73,12 +73,9 @@ class PretrainingPlan:
         settings, seed = self.config.pretrain, self.config.seed
         size, device = settings.batch_size, self.team.device
         share = self.team.own(size)
-        samples = share.stop - share.start
-        with region("data_wait"):
-            batch = self.data.batch(step * size + share.start, samples, seed)
-        labels = self._dropped(batch.labels, step, size, share)
-        inputs = {"latents": batch.latents, "labels": labels}
-        latents, labels = batch.latents.to(device), labels.to(device)
+        batch, values = take(self.data, step, size, share, seed)
+        batch = replace(batch, condition=self._dropped(batch.condition, step, size, share))
+        latents, labels = batch.latents.to(device), batch.condition.to(device)
         draws = Draws(seed, step, size, share, latents)
         noise, u = draws.noise("flow/noise"), draws.times("flow/time", settings.time_distribution)
         network = timed("forward", self.network)
@@ -90,7 +87,7 @@ class PretrainingPlan:
             )
 
         term = Term("flow", u, loss, _SCALARS)
-        return Work("teacher", "teacher", (term,), samples, inputs, first_sample=share.start)
+        return Work("teacher", "teacher", (term,), len(labels), batch.tensors, share.start, values)
 
     def _dropped(self, labels: Tensor, step: int, size: int, share: slice) -> Tensor:
         """Labels of which a share is replaced by the empty one, so that guidance has a negative branch."""

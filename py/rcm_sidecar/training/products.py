@@ -7,23 +7,29 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from rcm_sidecar.checkpoints.export import Kind, Product, export, export_adapters
 from rcm_sidecar.checkpoints.sources import content_key
 from rcm_sidecar.config import RunConfig
 from rcm_sidecar.data.digits import load_digits_data
 from rcm_sidecar.data.label_conditioner import LabelConditioner
+from rcm_sidecar.data.stored_text import StoredText
 from rcm_sidecar.distributed.tensors import whole
-from rcm_sidecar.errors import SidecarError
+from rcm_sidecar.errors import ConfigError, SidecarError
 from rcm_sidecar.evaluation import comparison_grid, preview_grids, run_evaluation
 from rcm_sidecar.evaluation.sampling import SampleSource
+from rcm_sidecar.evaluation.timing import time_rows
 from rcm_sidecar.link import JobCancelled, JobLink, SampleTicket
-from rcm_sidecar.protocol import Export, TrainingStart
+from rcm_sidecar.protocol import EvaluationBody, Export, TrainingStart
 from rcm_sidecar.sample_job import labels_for, sample_grid
 from rcm_sidecar.training.setup import Trained, conditioning
 from rcm_sidecar.training.shared_networks import SharedNetworks
 from rcm_sidecar.training.shown import Shown, average_in_place
 
 Result = TypeVar("Result")
+
+_NO_PIXELS = "Stored latents cannot be decoded yet: this version has no VAE."
 
 
 class Products:
@@ -48,6 +54,7 @@ class Products:
         if trained.teacher is not None:
             velocities["teacher"] = trained.teacher
         self._shared = SharedNetworks(trained.team, velocities, dict(trained.learner.network.named_parameters()))
+        self._said = False
 
     @property
     def kind(self) -> Kind:
@@ -56,6 +63,8 @@ class Products:
 
     def previews(self, step: int) -> None:
         """Draw and send the previews."""
+        if not self._shows_pixels:
+            return self._say_no_previews()
 
         def draw(shown: Shown) -> None:
             grids = preview_grids(
@@ -77,6 +86,10 @@ class Products:
 
         An error in a network that is sharded ends the run, because it can leave the processes out of step.
         """
+        if not self._shows_pixels:
+            if ticket is not None:
+                ticket.fail(ConfigError("E_CONFIG_NOT_YET", _NO_PIXELS, "Sample an export of the run with diffusers."))
+            return
 
         def answer(shown: Shown) -> None:
             assert ticket is not None
@@ -132,13 +145,25 @@ class Products:
             network=learner.network,
             adapter=learner.adapter,
             conditioner=shown.conditioner,
+            latent_shape=self._trained.data.latent_shape,
             config=self._config,
             step=step,
             run_id=self._start.run_id,
             whole=self._shared.whole,
         )
 
+    @property
+    def _shows_pixels(self) -> bool:
+        """Whether there is what turns samples into images; stored latents would need a VAE."""
+        return self._config.data.kind == "digits"
+
+    def _say_no_previews(self) -> None:
+        if not self._said:
+            self._link.log("info", f"No previews: {_NO_PIXELS[0].lower()}{_NO_PIXELS[1:]}")
+        self._said = True
+
     def _draw(self, shown: Shown, ticket: SampleTicket, step: int) -> None:
+        assert shown.conditioner is not None  # digits have one
         labels = labels_for(ticket.num, ticket.label, shown.conditioner.num_classes)
         source = SampleSource(
             self._config,
@@ -156,6 +181,9 @@ class Products:
         self._link.sample(sample_grid(drawn.latents, labels, data.mean, data.std, ticket.steps, step))
 
     def _judge(self, shown: Shown, step: int) -> None:
+        if not self._shows_pixels:
+            self._link.evaluation(self._time(shown, step))
+            return
         plan, key = self._start.plan, self._teacher_key(step)
         networks = {
             "student": None if shown.teacher is None else shown.velocity,
@@ -183,6 +211,15 @@ class Products:
         )
         self._link.sample(grid)
 
+    def _time(self, shown: Shown, step: int) -> EvaluationBody:
+        """Calls and seconds of each row, on conditions of the training data."""
+        assert shown.teacher is not None  # only distillations have stored latents
+        data, time_scale = self._trained.data, self._trained.learner.network.spec.time_scale
+        source = SampleSource(self._config, shown.condition, data.latent_shape, time_scale, self._check)
+        networks = {"student": shown.velocity, "teacher": shown.teacher}
+        drawn = data.batch(0, 1, self._config.seed)
+        return time_rows(self._start.plan, step=step, source=source, condition=drawn.condition, networks=networks)
+
     def _teacher_key(self, step: int) -> str | None:
         """Content hash by which samples of the teacher are kept; None for one in training, unless it was exported now.
 
@@ -197,11 +234,17 @@ class Products:
         """Let the leading process work with the current weights; its result, None on other processes."""
         trained, shared = self._trained, self._shared
         with average_in_place(trained.shown) if averaged and trained.shown.emas else nullcontext():
-            table = LabelConditioner.of(whole(trained.conditioner.table).cpu())
+            conditioner = _whole_on_cpu(trained.conditioner)
             shown = Shown(
                 velocity=shared.velocity("shown"),
                 teacher=None if trained.teacher is None else shared.velocity("teacher"),
-                conditioner=table,
-                condition=conditioning(table, self._config.teacher.negative),
+                conditioner=conditioner if isinstance(conditioner, LabelConditioner) else None,
+                condition=conditioning(conditioner, self._config.teacher.negative),
             )
             return shared.lead(lambda: work(shown))
+
+
+def _whole_on_cpu(conditioner: LabelConditioner | StoredText) -> LabelConditioner | StoredText:
+    if isinstance(conditioner, StoredText):
+        return conditioner.to(torch.device("cpu"))
+    return LabelConditioner.of(whole(conditioner.table).cpu())

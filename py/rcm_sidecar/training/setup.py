@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from rcm_sidecar.config import ConstantEma, PowerEma, RunConfig
 from rcm_sidecar.config import Ema as EmaSettings
 from rcm_sidecar.data import Batch, LabelConditioner, TrainingData, open_training_data
 from rcm_sidecar.data.label_conditioner import ROWS_PER_LABEL
+from rcm_sidecar.data.stored_text import StoredText, stored_text
 from rcm_sidecar.diffusion.guidance import Branches
 from rcm_sidecar.diffusion.guidance import Network as Velocity
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
-from rcm_sidecar.errors import ConfigError
+from rcm_sidecar.errors import ConfigError, DataError
 from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods.rcm import MethodSchedule, updates_after
 from rcm_sidecar.networks import Network, build
@@ -48,8 +50,8 @@ class Trained:
         samples: Samples of a step, those of all processes.
         shown: The role that is evaluated and exported: student, or teacher when pretraining.
         learner: Its network.
-        conditioner: Its label table (learning when pretraining, else frozen).
-        condition: Labels to text, and the negative condition.
+        conditioner: Its label table (learning when pretraining, else frozen), or the texts of the data.
+        condition: What the data keep of a condition, to text, and the negative condition.
         teacher: The frozen teacher, None when pretraining. With LoRA it is the base that the other roles share.
         teacher_key: Content hash of teacher and label table; "" when pretraining.
         branches: How the teacher's two guidance passes run; None when pretraining.
@@ -62,7 +64,7 @@ class Trained:
     samples: int
     shown: Role
     learner: Learner
-    conditioner: LabelConditioner
+    conditioner: LabelConditioner | StoredText
     condition: Conditioning
     teacher: Network | None
     teacher_key: str
@@ -87,39 +89,46 @@ class ZeroNegative:
         return torch.zeros_like(self.table.empty(batch))
 
 
-def conditioning(table: LabelConditioner, negative: str) -> Conditioning:
-    """The condition of a config's `teacher.negative`.
+def conditioning(source: LabelConditioner | StoredText, negative: str) -> Conditioning:
+    """The condition of a config's `teacher.negative`; stored text has its negative.
 
     Raises:
         ConfigError: E_CONFIG_NOT_YET.
     """
+    if isinstance(source, StoredText):
+        return source
     if negative == "empty":
-        return table
+        return source
     if negative == "zeros":
-        return ZeroNegative(table)
+        return ZeroNegative(source)
     raise ConfigError("E_CONFIG_NOT_YET", f"teacher.negative {negative!r} is not there yet.", "Use empty or zeros.")
 
 
-def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -> Trained:
+def set_up_distillation(
+    config: RunConfig, check: bool, team: JobTeam = ALONE, cache_dir: Path | None = None
+) -> Trained:
     """Load the teacher, start student and critic from it (or from given weights), share them among the processes.
 
     Args:
         config: Of the run.
         check: Look at the teacher first (`health.teacherCheck`).
         team: The processes.
+        cache_dir: Keeps the index of shards between runs.
 
     Raises:
         WeightsError: weights that do not fit, or E_TEACHER_CHECK.
+        DataError: the training data are missing, damaged or of another model.
         ConfigError: E_CONFIG_VALUE, a batch or heads that do not divide.
     """
     path = locate(config.teacher_locator)
+    data = _open_data(config, cache_dir, team)
+    stored = None if config.data.kind == "digits" else stored_text(config)
     teacher = build_frozen(config.model)
-    data = open_training_data(config)
     schedule = method_schedule(config)
     learns: tuple[AdapterRole, ...] = ("student", "critic") if schedule.has_critic else ("student",)
     learners = start_networks(config, teacher, path, learns, team)
-    table = load_table(folder_of(path), teacher)
-    condition = conditioning(table.to(team.device), config.teacher.negative)
+    conditioner = (stored or load_table(folder_of(path), teacher)).to(team.device)
+    condition = conditioning(conditioner, config.teacher.negative)
     velocities = {name: learner.velocity for name, learner in learners.items()}
     if check:
         _check_teacher(config, teacher, velocities, data, condition, team)
@@ -142,7 +151,7 @@ def set_up_distillation(config: RunConfig, check: bool, team: JobTeam = ALONE) -
         samples=samples,
         shown=roles["student"],
         learner=learners["student"],
-        conditioner=table,
+        conditioner=conditioner,
         condition=condition,
         teacher=teacher,
         teacher_key=team.first(lambda: content_key(path)),
@@ -163,6 +172,9 @@ def set_up_pretraining(config: RunConfig, team: JobTeam = ALONE) -> Trained:
     table = LabelConditioner(
         NUM_CLASSES, ROWS_PER_LABEL, network.spec.text_dim, generator=generator(config.seed, 0, "pretrain/labels")
     )
+    if config.data.kind != "digits":
+        message = f"pretrain learns a label table, and data.kind {config.data.kind} has no labels."
+        raise ConfigError("E_CONFIG_NOT_YET", message, "Use data.kind: digits.")
     data = open_training_data(config)
     settings = config.pretrain
     learner = Learner(network)
@@ -206,6 +218,28 @@ def _roles(
     return roles
 
 
+def _open_data(config: RunConfig, cache_dir: Path | None, team: JobTeam) -> TrainingData:
+    """The training data, opened by rank 0 first: the others then find its index in the cache.
+
+    Raises:
+        DataError: on all processes; also E_DATA_CHANGED when they do not see the same samples.
+    """
+    opened: list[TrainingData] = []
+
+    def open_once() -> str:
+        if not opened:
+            opened.append(open_training_data(config, cache_dir))
+        return opened[0].identity
+
+    team.first(open_once)
+    identities = team.together(open_once)
+    other = next((rank for rank, identity in enumerate(identities) if identity != identities[0]), None)
+    if other is not None:
+        message = f"Ranks 0 and {other} see other samples in {config.data.path}."
+        raise DataError("E_DATA_CHANGED", message, "Give all nodes the same shards.", {"rank": other})
+    return opened[0]
+
+
 def _check_teacher(
     config: RunConfig,
     teacher: Network,
@@ -217,7 +251,7 @@ def _check_teacher(
     """All processes look at the same samples, as a sharded network needs; no more than a pass of training has."""
     count = min(16, data.size, micro_batch(config, config.schedule.batch_size, team))
     drawn = data.batch(0, count, config.seed)
-    batch = Batch(drawn.latents.to(team.device), drawn.labels.to(team.device))
+    batch = Batch(drawn.latents.to(team.device), drawn.condition.to(team.device))
     check_guidance(teacher, batch, condition, config.teacher.guidance, teacher.spec.time_scale)
     copies = {name: velocity for name, velocity in velocities.items() if starts(config)[name] == "teacher"}
     check_roles_equal(teacher, copies, batch, condition, teacher.spec.time_scale)

@@ -25,13 +25,13 @@ class Shown:
     Attributes:
         velocity: Of what is evaluated. Tensors on the CPU, as random numbers are; so for the teacher.
         teacher: The frozen teacher's; None when it is the teacher that is pretrained.
-        conditioner: Label table, whole, on the CPU.
-        condition: Made of it.
+        conditioner: Label table, whole, on the CPU; None where the data hold texts.
+        condition: Made of it, or of the texts of the data.
     """
 
     velocity: Network
     teacher: Network | None
-    conditioner: LabelConditioner
+    conditioner: LabelConditioner | None
     condition: Conditioning
 
 

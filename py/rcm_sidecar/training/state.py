@@ -20,6 +20,7 @@ def capture(trained: Trained, values: Mapping[str, Any]) -> TrainingState:
         "emaUpdates": [ema.updates for ema in trained.shown.emas],
         "samplesSeen": trainer.step * trained.samples,
         "teacher": trained.teacher_key,
+        "data": trained.data.identity,
     }
     return TrainingState(trainer.step, live_tensors(trained), {**counters, **values})
 

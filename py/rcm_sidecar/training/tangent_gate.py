@@ -124,7 +124,7 @@ def report_tangent(config: RunConfig, trained: Trained, link: JobLink) -> None:
         trained.learner.velocity,
         teacher,
         trained.learner.parameters.values(),
-        Batch(drawn.latents.to(team.device), drawn.labels.to(team.device)),
+        Batch(drawn.latents.to(team.device), drawn.condition.to(team.device)),
         trained.condition,
         guidance=config.teacher.guidance,
         time_scale=teacher.spec.time_scale,
@@ -199,7 +199,7 @@ def _place(
     """The sCM loss at one time, up to the student's call: x_t, t and their tangents k v_T and k."""
     latents = batch.latents.float()
     with torch.no_grad():
-        text = condition(batch.labels)
+        text = condition(batch.condition)
         negative = None if guidance == 1 else condition.empty(len(text))
         point = trig_point(torch.full((len(latents),), u, dtype=torch.float64), latents)
         x = noisy_state(latents, normal(0, 0, "tangent-gate/noise", latents.shape).to(latents), point)

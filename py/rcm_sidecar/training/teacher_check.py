@@ -26,7 +26,7 @@ def check_guidance(teacher: Network, batch: Batch, condition: Conditioning, guid
     Raises:
         WeightsError: E_TEACHER_CHECK.
     """
-    text, negative = condition(batch.labels), condition.empty(len(batch.labels))
+    text, negative = condition(batch.condition), condition.empty(len(batch.latents))
     for t in _TIMES:
         x, time = _state(batch, t, time_scale)
         velocity = teacher(x, time, text)
@@ -52,7 +52,7 @@ def check_roles_equal(
     Raises:
         WeightsError: E_TEACHER_CHECK.
     """
-    text = condition(batch.labels)
+    text = condition(batch.condition)
     x, time = _state(batch, 0.5, time_scale)
     expected = teacher(x, time, text)
     for name, network in others.items():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rcm_sidecar.data import BadSample
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.errors import TrainingError
 from rcm_sidecar.methods.loss import Loss
@@ -80,8 +81,11 @@ class Work:
         role: The network it updates.
         terms: The losses, in order.
         samples: This process's share of the batch.
-        inputs: Latents and labels, kept on disk when a value is not finite.
+        inputs: The batch by name, kept on disk when a value is not finite.
         first_sample: Place of the first of them in the whole batch.
+        values: Further metrics; those of the leading process are reported.
+        skipped: Samples that are bad and were replaced.
+        ids: Name of each sample, where samples have names.
     """
 
     phase: str
@@ -90,6 +94,9 @@ class Work:
     samples: int
     inputs: Mapping[str, Tensor]
     first_sample: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+    skipped: tuple[BadSample, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 Plan = Callable[[int, Mapping[str, int]], Work]
@@ -107,7 +114,8 @@ class StepResult:
         seconds: How long it took.
         dropped: Samples that a loss left out.
         non_finite: Set when the update was skipped.
-        inputs: The step's batch, see `Work.inputs`.
+        inputs: This process's samples, see `Work.inputs`.
+        skipped: Samples of all processes that are bad and were replaced.
         wanted: Whether the leading process wants all to stop for a request after this step.
     """
 
@@ -118,6 +126,7 @@ class StepResult:
     dropped: int
     non_finite: NonFinite | None
     inputs: Mapping[str, Tensor]
+    skipped: tuple[BadSample, ...] = ()
     wanted: bool = False
 
 
@@ -165,9 +174,9 @@ class Trainer:
         sums = self._backward(work, role)
         with region("optimizer"):
             norm = role.optimizer.gradient_norm()
-        measured = self._agree(sums, norm)
+        measured = self._agree(sums, norm, len(work.skipped))
         rate = role.learning_rate(role.updates)
-        values = {**measured.values, f"grad_norm/{role.name}": measured.norm, f"lr/{role.name}": rate}
+        values = {**measured.values, **work.values, f"grad_norm/{role.name}": measured.norm, f"lr/{role.name}": rate}
         found = None
         if measured.finite:
             with region("optimizer"):
@@ -178,7 +187,15 @@ class Trainer:
         self._advance(role)
         seconds = time.perf_counter() - started
         return StepResult(
-            self.step, work.phase, values, seconds, measured.dropped, found, work.inputs, wanted=measured.wanted
+            self.step,
+            work.phase,
+            values,
+            seconds,
+            measured.dropped,
+            found,
+            work.inputs,
+            skipped=self._all_skipped(work) if measured.skipped else (),
+            wanted=measured.wanted,
         )
 
     def _backward(self, work: Work, role: Role) -> _Sums:
@@ -202,7 +219,13 @@ class Trainer:
                 del loss
         return sums
 
-    def _agree(self, sums: _Sums, norm: Tensor) -> _Measured:
+    def _all_skipped(self, work: Work) -> tuple[BadSample, ...]:
+        """Those of all processes, once each: processes that share their samples skip the same."""
+        own = [(bad.name, bad.reason) for bad in work.skipped]
+        everyone = {name: reason for pairs in self._team.gather(own) for name, reason in pairs}
+        return tuple(BadSample(name, reason) for name, reason in everyone.items())
+
+    def _agree(self, sums: _Sums, norm: Tensor, skipped: int) -> _Measured:
         """Sums over all processes, in one collective with what the leading process wants: all decide alike.
 
         Processes that share their samples have the same losses, and replicas have the same shards: both count once.
@@ -211,16 +234,16 @@ class Trainer:
         names = sorted(sums.values)
         pairs = [part for name in names for part in sums.values[name]]
         wanted = float(self._team.leads and self.wants())
-        asking = torch.tensor(wanted, dtype=torch.float64)
-        head = [sums.total, sums.dropped / sizes.context, norm.double().square() / sizes.replicate, asking]
+        told = torch.tensor([wanted, float(skipped)], dtype=torch.float64)
+        head = [sums.total, sums.dropped / sizes.context, norm.double().square() / sizes.replicate, *told]
         here = torch.stack([part.to(norm.device) for part in (*head, *pairs)])
         with region("other" if self._team.single else "communication"):
-            total, dropped, square, asked, *rest = self._team.sum(here)
+            total, dropped, square, asked, bad, *rest = self._team.sum(here)
         pairs_by_name = zip(names, rest[::2], rest[1::2], strict=True)
         # A mean over no sample (an empty time bucket) is left out: it is not zero, it is unknown.
         values = {name: value / weight for name, value, weight in pairs_by_name if weight > 0}
         finite = math.isfinite(total) and math.isfinite(square)
-        return _Measured(values, math.sqrt(square), round(dropped), finite, asked > 0)
+        return _Measured(values, math.sqrt(square), round(dropped), finite, asked > 0, bad > 0)
 
     def _update(self, role: Role, norm: float, rate: float) -> None:
         if role.clip_norm is not None:
@@ -245,6 +268,7 @@ class _Measured:
     dropped: int
     finite: bool
     wanted: bool
+    skipped: bool
 
 
 class _Sums:

@@ -20,21 +20,21 @@ def small() -> TensorData:
 
 @given(start=st.integers(0, 100), first=st.integers(1, 20), second=st.integers(1, 20), seed=st.integers(0, 2**53 - 1))
 def test_batches_are_windows_of_one_stream(start, first, second, seed):
-    whole = small().batch(start, first + second, seed).labels
-    parts = [small().batch(start, first, seed).labels, small().batch(start + first, second, seed).labels]
+    whole = small().batch(start, first + second, seed).condition
+    parts = [small().batch(start, first, seed).condition, small().batch(start + first, second, seed).condition]
     assert torch.equal(whole, torch.cat(parts))
 
 
 @given(epoch=st.integers(0, 1000), seed=st.integers(0, 1000))
 def test_every_epoch_shows_every_sample_once(epoch, seed):
     batch = small().batch(epoch * N, N, seed)
-    assert sorted(batch.labels.tolist()) == list(range(N))
-    assert torch.equal(batch.latents.flatten().long(), batch.labels)
+    assert sorted(batch.condition.tolist()) == list(range(N))
+    assert torch.equal(batch.latents.flatten().long(), batch.condition)
 
 
 def test_epochs_and_seeds_differ():
     data = open_training_data(CONFIG)
-    orders = [data.batch(epoch * data.size, data.size, seed).labels for epoch in (0, 1) for seed in (0, 1)]
+    orders = [data.batch(epoch * data.size, data.size, seed).condition for epoch in (0, 1) for seed in (0, 1)]
     assert all(not torch.equal(a, b) for i, a in enumerate(orders) for b in orders[:i])
 
 
@@ -44,7 +44,7 @@ def test_the_order_depends_on_nothing_but_position():
     data.batch(17, 2000, 4)
     torch.manual_seed(1)
     again = data.batch(5000, 300, 3)
-    assert torch.equal(wanted.latents, again.latents) and torch.equal(wanted.labels, again.labels)
+    assert torch.equal(wanted.latents, again.latents) and torch.equal(wanted.condition, again.condition)
 
 
 @pytest.mark.parametrize(("start", "count"), [(-1, 4), (0, 0)])

@@ -41,10 +41,10 @@ def double_precision():
                 fill(parameter, 0.1 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
         return learners
 
-    def data(config):
+    def data(config, cache_dir=None):
         held = open_data(config)
         batch = held.batch(0, held.size, 0)
-        return TensorData(batch.latents[..., :6, :6].double(), batch.labels)
+        return TensorData(batch.latents[..., :6, :6].double(), batch.condition)
 
     setup.build_frozen = lambda *arguments: build_frozen(*arguments).double()
     setup.load_table = lambda *arguments: load_table(*arguments).double()
@@ -58,7 +58,7 @@ def run(changes, team):
     for _ in range(STEPS):
         result = trained.trainer.run_step()
         assert result.non_finite is None and result.dropped == 0
-        steps.append((result.phase, dict(result.values)))
+        steps.append((result.phase, {key: value for key, value in result.values.items() if key[:5] != "time/"}))
     state = {}
     for name, role in trained.trainer.roles.items():
         state |= {f"{name}/{key}": whole(value.detach()) for key, value in role.parameters.items()}
@@ -163,7 +163,7 @@ def every_rank_finds_the_bad_sample(teacher):
     team = team_of(2, 1)
     config = tiny_config({"teacher.weights": teacher, "method": "scm"})
     original = setup.open_training_data
-    setup.open_training_data = lambda config: Poisoned(original(config), sample=6)
+    setup.open_training_data = lambda config, cache_dir: Poisoned(original(config), sample=6)
     trained = setup.set_up_distillation(config, False, team)
     setup.open_training_data = original
     before = {name: whole(value.detach()).clone() for name, value in trained.shown.parameters.items()}
@@ -178,7 +178,7 @@ class Poisoned:
     """A data set with a sample that is not finite, at a place of the shuffled stream."""
 
     def __init__(self, data, sample):
-        self.size, self.latent_shape = data.size, data.latent_shape
+        self.size, self.latent_shape, self.identity = data.size, data.latent_shape, data.identity
         self._data, self._sample = data, sample
 
     def batch(self, start, count, seed):

@@ -45,7 +45,12 @@ describe('presets', () => {
 
   it('are never the default sizes of another network', async () => {
     const latents = { name: 'wan2.1-tiny', height: 16, width: 16, vae: 'auto' } as const;
-    expect((await load({ model: latents, data: { kind: 'latentShards' } })).config.model.overrides).toEqual({});
+    const shards = {
+      data: { kind: 'latentShards', path: 'shards' },
+      teacher: { negative: 'default' },
+      evaluation: { features: null, metrics: [], gates: [] },
+    } as const;
+    expect((await load({ model: latents, ...shards })).config.model.overrides).toEqual({});
     const overrides = { dim: 32, inDim: 1, outDim: 1 };
     expect((await load({ model: { overrides } })).config.model.overrides).toEqual(overrides);
   });
@@ -334,6 +339,34 @@ const wrong: readonly [name: string, text: string, code: string, message: RegExp
     'E_CONFIG_VALUE',
     /student\.lora\.alpha is missing/,
     /alpha \/ rank/,
+  ],
+  [
+    'shards without a folder',
+    'data: { kind: latentShards }',
+    'E_CONFIG_VALUE',
+    /^bad\.yaml:1:.*data\.path is null/,
+    /tar/,
+  ],
+  [
+    'labels with the negative of a text encoder',
+    'teacher: { negative: default }',
+    'E_CONFIG_VALUE',
+    /^bad\.yaml:1:22: teacher\.negative is default, but digits have labels/,
+    /empty or zeros/,
+  ],
+  [
+    'texts with the empty condition of labels',
+    'data: { kind: latentShards, path: shards }\nevaluation: { features: null, metrics: [], gates: [] }',
+    'E_CONFIG_VALUE',
+    /teacher\.negative is empty/,
+    /default, zeros/,
+  ],
+  [
+    'features of latents',
+    'data: { kind: latentShards, path: shards }\nteacher: { negative: zeros }',
+    'E_CONFIG_VALUE',
+    /evaluation\.features is builtin:digits-classifier/,
+    /null/,
   ],
   ['name that is a path', 'name: ../up', 'E_CONFIG_VALUE', /name takes text of the form/, /./],
   [

@@ -1,9 +1,15 @@
+import { mkdtempSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { configSchema } from '../../../src/config/blocks/index.ts';
 import { checkHost } from '../../../src/runs/host-checks.ts';
 
 const config = (compute: object, pretrain: object = {}): Parameters<typeof checkHost>[1] =>
   configSchema.parse({ version: 1, name: 'test', compute, pretrain });
+
+const shards = (path: string): Parameters<typeof checkHost>[1] =>
+  configSchema.parse({ version: 1, name: 'test', data: { kind: 'latentShards', path } });
 
 const none = async (): Promise<readonly string[]> => [];
 const two = async (): Promise<readonly string[]> => ['A', 'B'];
@@ -47,4 +53,16 @@ it('refuses a pretraining batch that does not divide, in a pretraining only', as
     hint: expect.stringContaining('Use 126 or 129'),
   });
   await checkHost('distill', odd, process.env, none);
+});
+
+it('looks for shards, which a pretraining cannot use', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'rcm-shards-'));
+  const missing = { code: 'E_DATA_NOT_FOUND', message: expect.stringContaining(folder) };
+  await expect(checkHost('distill', shards(folder), process.env, none)).rejects.toMatchObject(missing);
+  await expect(checkHost('distill', shards(join(folder, 'gone')), process.env, none)).rejects.toMatchObject(missing);
+  writeFileSync(join(folder, 'shard_000000.tar'), '');
+  await checkHost('distill', shards(folder), process.env, none);
+  await expect(checkHost('pretrain', shards(folder), process.env, none)).rejects.toMatchObject({
+    code: 'E_CONFIG_NOT_YET',
+  });
 });
