@@ -29,7 +29,8 @@ from rcm_sidecar.training.shown import Shown, average_in_place
 
 Result = TypeVar("Result")
 
-_NO_PIXELS = "Stored latents cannot be decoded yet: this version has no VAE."
+_NO_PIXELS = "Latents are not decoded during training yet."
+_SAMPLE_LATER = "Export the run, then: rcm-bridge sample <run> --prompt TEXT"
 
 
 class Products:
@@ -88,7 +89,7 @@ class Products:
         """
         if not self._shows_pixels:
             if ticket is not None:
-                ticket.fail(ConfigError("E_CONFIG_NOT_YET", _NO_PIXELS, "Sample an export of the run with diffusers."))
+                ticket.fail(ConfigError("E_CONFIG_NOT_YET", _NO_PIXELS, _SAMPLE_LATER))
             return
 
         def answer(shown: Shown) -> None:
@@ -154,12 +155,12 @@ class Products:
 
     @property
     def _shows_pixels(self) -> bool:
-        """Whether there is what turns samples into images; stored latents would need a VAE."""
+        """Whether samples are images; stored latents would have to be decoded."""
         return self._config.data.kind == "digits"
 
     def _say_no_previews(self) -> None:
         if not self._said:
-            self._link.log("info", f"No previews: {_NO_PIXELS[0].lower()}{_NO_PIXELS[1:]}")
+            self._link.log("info", f"No previews: {_NO_PIXELS[0].lower()}{_NO_PIXELS[1:]} {_SAMPLE_LATER}")
         self._said = True
 
     def _draw(self, shown: Shown, ticket: SampleTicket, step: int) -> None:
