@@ -1,7 +1,6 @@
 """How long steps wait for checkpoints: a real training job on this machine, its checkpoints written while it goes on.
 
-    python scripts/bench-checkpoints.py [--processes 2] [--every 10] [--steps 60] [--dim 64] [--layers 3]
-        [--set key=value]...
+    python scripts/bench-checkpoints.py [--processes 2] [--every 10] [--steps 60] [--dim 64] [--layers 3] [--set K=V]...
 
 Pretrains the digits network, at its own or a larger size, on CPU processes (`--set compute.device=cuda`: on GPUs). Rank
 0 prints one JSON line: bytes of a checkpoint; how long training stood still for it (a copy to memory, and what was left
@@ -63,7 +62,7 @@ class Times:
         self.waits.append(time.perf_counter() - began)
 
     def summary(self) -> dict[str, float]:
-        """Without the first checkpoint, which takes memory and imports torch's package, and the steps before."""
+        """Without the first checkpoint, for which memory is taken and a package imported, and the steps before it."""
         begin = self.writing[0][1]
         quiet, busy = [], []
         for ended, seconds in self.steps:
