@@ -85,7 +85,7 @@ def a_role_that_starts_elsewhere_is_found(teacher, precision, lora, shard):
     if last:
         local(trained.learner.parameters[name]).detach().view(-1)[0] += 1.0
     drawn = trained.data.batch(0, 4, config.seed)
-    arguments = (Batch(drawn.latents, drawn.labels), trained.condition, trained.teacher.spec.time_scale)
+    arguments = (Batch(drawn.latents, drawn.condition), trained.condition, trained.teacher.spec.time_scale)
     found = False
     try:
         check_roles_equal(trained.teacher, {"student": trained.learner.velocity}, *arguments)
