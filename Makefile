@@ -40,7 +40,7 @@ test-long: .dev/.ready ## what takes long: kills, soak, fifty tries, other Node 
 
 test-gpu: .dev/.ready ## the kernels against fp64 and the trainer against the CPU, on this machine's GPU
 	$(MAKE) -C kernels test-gpu PYTHON="PYTHONPATH=$(CURDIR)/.dev $$($(CLI) env path)" ARGS="$(ARGS)"
-	PYTHONPATH="$(CURDIR)/.dev:$(CURDIR)/py:$(CURDIR)/kernels" $$($(CLI) env path) -m pytest -c py/pyproject.toml --rootdir . -m gpu test/py
+	PYTHONPATH="$(CURDIR)/.dev:$(CURDIR)/py:$(CURDIR)/kernels" $$($(CLI) env path) -m pytest -c py/pyproject.toml --rootdir . -m gpu -rs test/py
 
 lint: .dev/.ready ## formatters, linters and type checkers of both languages, changing nothing
 	bash scripts/lint.sh

@@ -9,8 +9,9 @@ export default defineConfig({
     maxWorkers: 2,
     include: long ? ['test/**/*.long.test.ts'] : ['test/**/*.test.ts'],
     exclude: long ? [] : ['test/**/*.long.test.ts'],
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    // For a machine that many share: a test that hangs is as plain after two minutes as after half of one.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
     teardownTimeout: 5_000,
     slowTestThreshold: 1_000,
   },

@@ -53,7 +53,7 @@ export function runCli(words: readonly string[], options: CliOptions): Promise<C
     stderr += String(chunk);
   });
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => child.kill('SIGKILL'), options.timeoutMs ?? 60_000);
+    const timer = setTimeout(() => child.kill('SIGKILL'), options.timeoutMs ?? 100_000);
     child.once('error', reject);
     child.once('close', (code, signal) => {
       clearTimeout(timer);

@@ -15,7 +15,7 @@ from rcm_sidecar.data import LabelConditioner
 from rcm_sidecar.diffusion.guidance import Network
 from rcm_sidecar.diffusion.samplers import sample_student, sample_teacher, student_times
 from rcm_sidecar.errors import ConfigError, WeightsError
-from rcm_sidecar.evaluation.sampling import BATCH, noise_sets
+from rcm_sidecar.evaluation.sampling import call_slices, noise_sets
 from rcm_sidecar.files import write_tensors
 from rcm_sidecar.link import JobLink, SampleGrid
 from rcm_sidecar.protocol import EndBody, SampleStart
@@ -104,7 +104,7 @@ def _draw(source: Source, labels: Tensor, steps: int, seed: int, link: JobLink) 
         draw = _of_teacher(network, settings, table, steps)
     else:
         draw = _of_student(network, settings, table, steps)
-    parts = [slice(first, first + BATCH) for first in range(0, len(labels), BATCH)]
+    parts = call_slices(len(labels), settings.latent.shape)
     return torch.cat([draw([noise[part] for noise in noises], labels[part]).float() for part in parts])
 
 

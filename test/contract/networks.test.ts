@@ -73,7 +73,7 @@ beforeAll(() => {
   });
   if (child.status !== 0) throw new Error(child.stderr);
   python = JSON.parse(child.stdout) as typeof python;
-}, 60_000);
+});
 
 const camel = (name: string): string => name.replace(/_(.)/g, (_all, letter: string) => letter.toUpperCase());
 

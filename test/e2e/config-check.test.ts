@@ -25,7 +25,7 @@ beforeAll(async () => {
     env: { ...process.env, PYTHONPATH: `${join(packageRoot(), 'py')}:${join(packageRoot(), 'kernels')}` },
   });
   if (status !== 0) throw new Error(stderr);
-}, 60_000);
+});
 
 afterAll(() => folder.remove());
 

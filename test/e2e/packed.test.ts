@@ -17,7 +17,7 @@ beforeAll(async () => {
   mkdirSync(project);
   writeFileSync(join(project, 'package.json'), '{"name":"user","private":true}');
   layOut(tarball, project);
-}, 120_000);
+});
 
 afterAll(() => folder.remove());
 
@@ -59,7 +59,7 @@ describe('the packed package', () => {
       state: 'succeeded',
       progress: { step: 20 },
     });
-  }, 120_000);
+  });
 
   it('is imported and required, and starts no process by that', () => {
     const check = `

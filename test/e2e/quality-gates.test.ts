@@ -29,7 +29,7 @@ describe('a run that misses a gate', () => {
     const again = await runCli(['resume', 'last', '--json'], { cwd: folder.path });
     expect(again.code, again.stderr).toBe(0);
     expect(again.stderr).toMatch(/already reached its total of 4 steps/);
-  }, 60_000);
+  });
 
   it('judges none in a pretraining, which has no student', async () => {
     const short = ['pretrain.batchSize=16', 'teacher.sampler.steps=2', 'evaluation.teacherSteps=[1]'];
@@ -38,12 +38,12 @@ describe('a run that misses a gate', () => {
     const made = await runCli([...words, ...small], { cwd: folder.path });
     expect(made.code, made.stderr).toBe(0);
     expect(JSON.parse(made.stdout)).toMatchObject({ schema: 1, exitCode: 0, scorecard: { gates: [] } });
-  }, 60_000);
+  });
 
   it('judges none in a smoke run', async () => {
     const words = ['distill', '--smoke', '--set', 'compute.threads=1', '--set', 'schedule.batchSize=16'];
     const smoke = await runCli([...words, '--runs-dir', 'smoke', '--json'], { cwd: folder.path });
     expect(smoke.code, smoke.stderr).toBe(0);
     expect(JSON.parse(smoke.stdout)).toMatchObject({ schema: 1, exitCode: 0, scorecard: { gates: [] } });
-  }, 60_000);
+  });
 });

@@ -50,5 +50,5 @@ describe('report/index.html in Chromium', () => {
     const broken = join(folder.path, 'broken.html');
     writeFileSync(broken, '<!doctype html><script>undefinedFunction()</script>');
     expect(openPage(broken).console.join()).toContain('undefinedFunction');
-  }, 90_000);
+  });
 });

@@ -31,4 +31,4 @@ it('a preset runs through all steps, and a second time only what is left', () =>
   expect(again.status, again.stderr).toBe(0);
   expect(again.stderr).not.toContain('== doctor');
   expect(again.stderr).not.toContain('== sample');
-}, 120_000);
+});

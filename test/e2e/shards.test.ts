@@ -21,7 +21,7 @@ beforeAll(() => {
   execFileSync(python, [script, '--out', join(root, 'tiny'), ...size], {
     env: { ...process.env, PYTHONPATH: [join(packageRoot(), 'py'), join(packageRoot(), 'kernels')].join(':') },
   });
-}, 60_000);
+});
 afterAll(() => rm(root, { recursive: true, force: true }));
 
 const distill = (set: Readonly<Record<string, string>>, interpreter = python): Promise<CliResult> => {
@@ -65,7 +65,7 @@ describe('distill on shards', () => {
       expect(refused.stderr.trim().split('\n')).toHaveLength(2);
       expect(existsSync(join(root, 'run'))).toBe(false);
     },
-    60_000,
+    120_000,
   );
 
   it('trains the network of the folder on its samples', async () => {
@@ -77,5 +77,5 @@ describe('distill on shards', () => {
       [2, 0, 0],
     ]);
     expect(readdirSync(join(root, 'home', 'cache', 'shard-indexes'))).toHaveLength(1);
-  }, 60_000);
+  });
 });

@@ -30,7 +30,7 @@ beforeAll(async () => {
     hub?.once('exit', code => reject(new Error(`the hub ended with ${code}`)));
   });
   env = { HF_ENDPOINT: url, HF_HOME: join(root, 'hf'), RCM_BRIDGE_PYTHON: python, RCM_BRIDGE_HOME: join(root, 'home') };
-}, 60_000);
+});
 afterAll(async () => {
   hub?.stdin?.end();
   await rm(root, { recursive: true, force: true });
@@ -75,7 +75,7 @@ describe('weights fetch', () => {
     const verified = await cli(['verify', locator], gone);
     expect(verified.code, verified.stderr).toBe(0);
     expect(verified.stdout).toContain('complete and finite');
-  }, 120_000);
+  });
 
   it('says in two lines what is wrong, and how to mend it', async () => {
     const cases = [
@@ -93,5 +93,5 @@ describe('weights fetch', () => {
     const wrong = await cli(['fetch', 'wan2.1-t2v-1.3b']);
     expect(wrong).toMatchObject({ code: 2, stdout: '' });
     expect(wrong.stderr).toContain('Did you mean hf:Wan-AI/Wan2.1-T2V-1.3B?');
-  }, 120_000);
+  });
 });

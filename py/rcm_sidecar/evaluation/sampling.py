@@ -16,10 +16,10 @@ from rcm_sidecar.diffusion.guidance import Network
 from rcm_sidecar.diffusion.samplers import sample_student, sample_teacher, student_times
 from rcm_sidecar.errors import ConfigError
 
-BATCH = 256
-"""Samples of one network call. Larger ones are no faster on a CPU and would delay a cancel (64 elements a sample)."""
-_BATCH_ELEMENTS = 64 * BATCH
-"""Of the latents of one call: a video is a call of its own."""
+_CALL_SAMPLES = 256
+"""Of one network call. More are no faster on a CPU and would delay a cancel."""
+_CALL_ELEMENTS = 64 * _CALL_SAMPLES
+"""Of the latents of one call: 256 digits, but a picture or video of a large model is a call of its own."""
 
 
 class Conditioning(Protocol):
@@ -112,11 +112,15 @@ class SampleSource:
     def _in_batches(self, draw: Callable[[slice, Tensor], Tensor], labels: Tensor) -> Drawn:
         started = time.perf_counter()
         pieces = []
-        size = max(1, min(BATCH, _BATCH_ELEMENTS // math.prod(self.latent_shape)))
-        for start in range(0, len(labels), size):
-            chosen = slice(start, start + size)
+        for chosen in call_slices(len(labels), self.latent_shape):
             pieces.append(draw(chosen, self.condition(labels[chosen])).float())
         return Drawn(torch.cat(pieces), (time.perf_counter() - started) / len(labels))
+
+
+def call_slices(samples: int, shape: Sequence[int]) -> list[slice]:
+    """Which of `samples` latents [C,T,H,W] go through the network together: at most 256, fewer of large ones."""
+    size = max(1, min(_CALL_SAMPLES, _CALL_ELEMENTS // math.prod(shape)))
+    return [slice(start, start + size) for start in range(0, samples, size)]
 
 
 def noise_sets(count: int, samples: int, shape: Sequence[int], seed: int) -> list[Tensor]:

@@ -15,7 +15,7 @@ const setup: Command = {
       .option('with', {
         choices: ['media'] as const,
         requiresArg: true,
-        describe: 'Add packages: media (huggingface_hub, diffusers, transformers, webdataset, av)',
+        describe: 'Add packages: media (huggingface_hub, diffusers, transformers, webdataset, av, ftfy)',
       }),
   run: async (options, output) => {
     const { ensurePython, mediaNames, setupManaged, setupMedia } = await import('../../python/index.ts');

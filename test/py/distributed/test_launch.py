@@ -120,9 +120,10 @@ def test_a_hanging_rank_shows_its_stack_and_its_last_collectives_and_an_error_he
     assert "in misbehave" in log_of(tmp_path)
     for rank in (0, 1):
         document = json.loads((tmp_path / record_name(1, rank, "gloo")).read_text())
-        entries = document["collectives"]["entries"]
+        # This process has those of jobs before this one, too; what was under way when a rank was lost may never retire.
+        entries = document["collectives"]["entries"][-2:]
         assert document["rank"] == rank and document["host"] == socket.gethostname()
-        assert [entry["profiling_name"] for entry in entries][-2:] == ["gloo:broadcast", "gloo:broadcast"]
+        assert [entry["profiling_name"] for entry in entries] == ["gloo:broadcast", "gloo:broadcast"]
         assert all(entry["retired"] for entry in entries)
     assert sorted(path.name for path in record.parent.iterdir()) == [
         Path(record_name(1, rank, "gloo")).name for rank in (0, 1)

@@ -181,6 +181,29 @@ def test_guidance_one_makes_no_negative_call():
     assert len(texts) == 6 and torch.equal(texts[3], CONDITIONER.empty(10))
 
 
+@pytest.mark.parametrize(
+    ("shape", "samples", "sizes"),
+    [
+        ((1, 1, 8, 8), 600, [256, 256, 88]),
+        ((1, 1, 4, 4), 300, [256, 44]),
+        ((16, 1, 16, 16), 5, [4, 1]),
+        ((16, 1, 90, 160), 2, [1, 1]),
+    ],
+    ids=["digits", "smaller", "a small picture", "a picture"],
+)
+def test_large_latents_are_drawn_few_at_a_time(shape, samples, sizes):
+    seen = []
+
+    def watched(x, t, text):
+        seen.append(len(x))
+        return torch.zeros_like(x)
+
+    source, labels = SampleSource(CONFIG, CONDITIONER, shape, 1000.0, lambda: None), torch.arange(samples) % 10
+    drawn = [source.student(watched, labels, 1, 3), source.teacher(watched, labels, 1, 1.0, 3)]
+    assert seen == 2 * sizes
+    assert all(torch.isfinite(one.latents).all() and one.latents.shape == (samples, *shape) for one in drawn)
+
+
 def test_all_samplers_start_from_the_same_noise():
     first = noise_sets(1, 20, (1, 1, 8, 8), 5)[0]
     assert torch.equal(first, noise_sets(4, 20, (1, 1, 8, 8), 5)[0])

@@ -113,10 +113,12 @@ def run(begin: DistillStart | PretrainStart, link: RecordingLink | None = None) 
 
 def comparable(link: RecordingLink) -> list[tuple[int, str, dict[str, float]]]:
     """Metrics without timings."""
-    return [
-        (step, phase, {name: value for name, value in values.items() if not name.startswith("time/")})
-        for step, phase, values in link.metric_values()
-    ]
+    return [(step, phase, without_times(values)) for step, phase, values in link.metric_values()]
+
+
+def without_times(values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics that are equal in equal steps."""
+    return {name: value for name, value in values.items() if not name.startswith("time/")}
 
 
 def make_teacher(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:

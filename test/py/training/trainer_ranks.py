@@ -8,7 +8,7 @@ import socket
 import torch
 import torch.distributed as dist
 from distributed.context_ranks import CountCollectives
-from training.tiny_run import COSMOS, tiny_config
+from training.tiny_run import COSMOS, tiny_config, without_times
 
 from rcm_sidecar.data.training_data import TensorData
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
@@ -58,7 +58,7 @@ def run(changes, team):
     for _ in range(STEPS):
         result = trained.trainer.run_step()
         assert result.non_finite is None and result.dropped == 0
-        steps.append((result.phase, {key: value for key, value in result.values.items() if key[:5] != "time/"}))
+        steps.append((result.phase, without_times(result.values)))
     state = {}
     for name, role in trained.trainer.roles.items():
         state |= {f"{name}/{key}": whole(value.detach()) for key, value in role.parameters.items()}

@@ -15,6 +15,7 @@ export const mediaPackages = {
   transformers: '5.24.0',
   webdataset: '1.0.2',
   av: '18.1.0',
+  ftfy: '6.3.1',
 } as const;
 
 export interface FakePython {

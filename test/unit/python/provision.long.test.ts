@@ -42,7 +42,7 @@ it('makes a real environment, uses it again without pip or network, and adds the
 
   const media = await setupMedia(options);
   const paths =
-    'import torch, numpy, diffusers, transformers, huggingface_hub, webdataset, av; print(torch.__file__, av.__file__)';
+    'import torch, numpy, diffusers, transformers, huggingface_hub, webdataset, av, ftfy; print(torch.__file__, av.__file__)';
   const [torchFile, avFile] = execFileSync(media.executable, ['-I', '-c', paths], { encoding: 'utf8' }).split(' ');
   expect(torchFile).toContain(dirname(dirname(made.executable)));
   expect(avFile).toContain(dirname(dirname(media.executable)));
