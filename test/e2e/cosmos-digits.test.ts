@@ -21,9 +21,12 @@ const set = (pairs: readonly string[]): readonly string[] => pairs.flatMap(pair 
 describe('Cosmos-Predict2 on digits', () => {
   it('pretrains a teacher, distils it with LoRA and draws samples', async () => {
     const pretrain = ['pretrain.steps=4', 'pretrain.batchSize=16', 'teacher.sampler.steps=2'];
-    const words = ['--runs-dir', 'teacher', ...quickRun(1), ...set([...cosmos, ...pretrain])];
+    const gate = 'evaluation.gates=[{ metric: accuracy, steps: 1, atLeast: 1.5 }]';
+    const words = ['--runs-dir', 'teacher', ...quickRun(1), ...set([...cosmos, ...pretrain, gate]), '--json'];
     const taught = await runCli(['pretrain', ...words], { cwd: folder.path });
     expect(taught.code, taught.stderr).toBe(0);
+    // Without a student there is nothing to judge.
+    expect(JSON.parse(taught.stdout)).toMatchObject({ schema: 1, exitCode: 0, scorecard: { gates: [] } });
     const weights = join(onlyRun(join(folder.path, 'teacher')), 'export', 'official');
 
     const student = [lora, `teacher.weights=${weights}`];

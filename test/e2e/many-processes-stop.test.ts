@@ -2,31 +2,11 @@ import { readdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileS
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { runCli, temporaryFolder } from '../cli.ts';
-import { onlyRun, readJson } from '../run-files.ts';
-import { everybody, isAlive, longRun, type SignalledRun, signalledRun } from './many-processes.ts';
+import { onlyRun } from '../run-files.ts';
+import { checkpointSteps, everybody, expectStopped, longRun, signalledRun } from './many-processes.ts';
 
 let folder: Awaited<ReturnType<typeof temporaryFolder>>;
 let runDir: string;
-
-function expectStopped(result: SignalledRun, attempt: number): void {
-  expect(result.code, result.stderr).toBe(7);
-  expect(result.seconds).toBeLessThan(60);
-  expect(result.pids.length).toBeGreaterThanOrEqual(4);
-  expect(result.pids.filter(isAlive)).toEqual([]);
-  const { state, exitCode, progress, ...record } = readJson(join(runDir, 'run.json')) as {
-    state: string;
-    exitCode: number;
-    progress: { step: number };
-    attempt?: number;
-  };
-  expect({ state, exitCode, attempt: record.attempt }).toEqual({ state: 'stopped', exitCode: 7, attempt });
-  expect(checkpoints().at(-1)).toBe(progress.step);
-}
-
-const checkpoints = (): readonly number[] =>
-  readdirSync(join(runDir, 'checkpoints'))
-    .map(name => Number(name.slice('step-'.length)))
-    .sort((a, b) => a - b);
 
 beforeAll(async () => {
   folder = await temporaryFolder();
@@ -34,27 +14,19 @@ beforeAll(async () => {
 afterAll(() => folder.remove());
 
 describe('a run on two processes', () => {
+  // SIGUSR1, and a signal to Node alone, are in many-processes-stop.long.test.ts.
   it('ends with a checkpoint when a scheduler sends SIGTERM to every process', async () => {
     const result = await signalledRun(folder.path, longRun, everybody('SIGTERM'));
     runDir = onlyRun(join(folder.path, 'runs'));
-    expectStopped(result, 1);
+    expectStopped(runDir, result, 1);
   }, 200_000);
-
-  it.skipIf(process.env.RCM_TEST_LONG === undefined)(
-    'does so at SIGUSR1, and when Node alone hears it',
-    async () => {
-      expectStopped(await signalledRun(folder.path, ['resume', 'last'], everybody('SIGUSR1')), 2);
-      expectStopped(await signalledRun(folder.path, ['resume', 'last'], node => node.kill('SIGUSR1')), 3);
-    },
-    400_000,
-  );
 
   it.each([
     ['cut short', /shard-00002.* has \d+ bytes instead of \d+/],
     ['changed by a bit', /shard-00002.* does not match its sha256/],
     ['missing', /shard-00002.* is missing/],
   ])('names a shard that is %s, and offers the checkpoint before it', async (damage, message) => {
-    const [previous, last] = checkpoints().slice(-2);
+    const [previous, last] = checkpointSteps(runDir).slice(-2);
     const shard = shardOf(last ?? 0);
     const whole = readFileSync(shard);
     if (damage === 'cut short') truncateSync(shard, whole.length - 1);

@@ -2,8 +2,11 @@
 import type { ChildProcess } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { expect } from 'vitest';
+import { listCheckpoints } from '../../src/runs/checkpoints.ts';
 import { type CliResult, quickRun, runCli } from '../cli.ts';
 import { childrenOf } from '../processes.ts';
+import { readJson } from '../run-files.ts';
 
 export type Victim = 'rank' | 'sidecar' | 'node';
 
@@ -75,6 +78,18 @@ export async function signalledRun(cwd: string, words: readonly string[], send: 
   });
   return { ...result, pids, seconds: (performance.now() - sentMs) / 1000 };
 }
+
+/** The signal ended all processes within a minute, and the last checkpoint is of the last step. */
+export function expectStopped(runDir: string, result: SignalledRun, attempt: number): void {
+  expect(result.code, result.stderr).toBe(7);
+  expect(result.seconds).toBeLessThan(60);
+  expect(result.pids.length).toBeGreaterThanOrEqual(4);
+  expect(result.pids.filter(isAlive)).toEqual([]);
+  const progress = { step: checkpointSteps(runDir).at(-1) };
+  expect(readJson(join(runDir, 'run.json'))).toMatchObject({ state: 'stopped', exitCode: 7, attempt, progress });
+}
+
+export const checkpointSteps = (runDir: string): readonly number[] => listCheckpoints(runDir).map(({ step }) => step);
 
 export const isAlive = (pid: number): boolean => {
   if (!existsSync(join('/proc', String(pid)))) return false;

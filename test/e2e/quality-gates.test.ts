@@ -31,15 +31,7 @@ describe('a run that misses a gate', () => {
     expect(again.stderr).toMatch(/already reached its total of 4 steps/);
   });
 
-  it('judges none in a pretraining, which has no student', async () => {
-    const short = ['pretrain.batchSize=16', 'teacher.sampler.steps=2', 'evaluation.teacherSteps=[1]'];
-    const words = ['pretrain', '--steps', '2', ...short.flatMap(pair => ['--set', pair]), '--runs-dir', 'pretrain'];
-    const small = ['--set', 'evaluation.samples=20', '--set', 'compute.threads=1', '--json'];
-    const made = await runCli([...words, ...small], { cwd: folder.path });
-    expect(made.code, made.stderr).toBe(0);
-    expect(JSON.parse(made.stdout)).toMatchObject({ schema: 1, exitCode: 0, scorecard: { gates: [] } });
-  });
-
+  // Nor in a pretraining: cosmos-digits.test.ts has one.
   it('judges none in a smoke run', async () => {
     const words = ['distill', '--smoke', '--set', 'compute.threads=1', '--set', 'schedule.batchSize=16'];
     const smoke = await runCli([...words, '--runs-dir', 'smoke', '--json'], { cwd: folder.path });

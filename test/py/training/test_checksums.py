@@ -88,14 +88,25 @@ def test_two_processes(tiny_teacher: Path, tmp_path: Path) -> None:
         2,
         tmp_path,
         checksum_ranks,
-        ("a_sound_run_passes", teacher, 1, 1, False),
         ("a_sound_run_passes", teacher, 1, 2, True),
         ("a_shard_of_the_teacher_is_named", teacher, 2, 1, False),
-        ("a_shard_of_the_teacher_is_named", teacher, 2, 1, True),
         ("replicas_are_named", teacher, 1, 1, [0, 1]),
     )
 
 
+@pytest.mark.long
+def test_two_processes_in_other_layouts(tiny_teacher: Path, tmp_path: Path) -> None:
+    teacher = str(tiny_teacher)
+    run_on_ranks(
+        2,
+        tmp_path,
+        checksum_ranks,
+        ("a_sound_run_passes", teacher, 1, 1, False),
+        ("a_shard_of_the_teacher_is_named", teacher, 2, 1, True),
+    )
+
+
+@pytest.mark.long
 def test_four_processes(tiny_teacher: Path, tmp_path: Path) -> None:
     teacher = str(tiny_teacher)
     run_on_ranks(
