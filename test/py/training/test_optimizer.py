@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rcm_sidecar.errors import CheckpointError, TrainingError
-from rcm_sidecar.training.optimizer import AdamW
+from rcm_sidecar.training.optimizer import AdamW, Rates, fused_update, update_by_passes
 
 SHAPES = {"block.weight": (4, 3), "block.bias": (4,), "modulation": (1, 2, 2)}
 
@@ -33,9 +33,21 @@ def make(named, betas=(0.0, 0.999), weight_decay=0.01):
     return AdamW(named, betas=betas, epsilon=1e-8, weight_decay=weight_decay)
 
 
+@pytest.fixture(params=[update_by_passes, fused_update])
+def update(request, monkeypatch):
+    """Both ways to update; the fused kernel has a twin on the CPU."""
+    make_optimizer = AdamW.__init__
+
+    def with_update(self, *arguments, **named):
+        make_optimizer(self, *arguments, **named)
+        self._apply = request.param
+
+    monkeypatch.setattr(AdamW, "__init__", with_update)
+
+
 @pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.99)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_equals_torch(betas, weight_decay):
+def test_equals_torch(betas, weight_decay, update):
     ours, theirs = parameters(), parameters()
     mine = make(ours, betas, weight_decay)
     reference = torch.optim.AdamW(theirs.values(), betas=betas, eps=1e-8, weight_decay=weight_decay)
@@ -50,6 +62,40 @@ def test_equals_torch(betas, weight_decay):
     assert mine.updates == 20
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+ODD_SHAPES = [(), (0, 3), (1,), (37,), (1, 5, 1), (3, 70_001)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_the_fused_kernel_is_the_same_update_and_leaves_gradients_alone(beta1, device):
+    """Shards may be empty, and dimensions of size 1 may have any stride. Gradients stand in for the first moment."""
+    source = torch.Generator().manual_seed(5)
+    drawn = [[torch.randn(shape, generator=source).to(device) for shape in ODD_SHAPES] for _ in range(4)]
+    own, gradients, second, first = drawn
+    gradients[3][:2] = torch.tensor([-0.0, 1e-30])
+    gradients[4] = gradients[4].as_strided((1, 5, 1), (99, 1, 7))
+    second = [value.square() for value in second]
+    first = first if beta1 > 0 else []
+    before = [value.clone() for value in gradients]
+    results = []
+    for apply in (update_by_passes, fused_update):
+        state = [[value.clone() for value in values] for values in (own, second, first)]
+        apply(state[0], gradients, *state[1:], Rates(1e-2, beta1, 0.99, 1e-8, 0.1, updates=3))
+        results.append([value for values in state for value in values])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
+    for value, kept in zip(gradients, before, strict=True):
+        assert torch.equal(value, kept)  # a -0 may have become 0
+    assert (results[0][3] - own[3]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_device_decides_how_to_update(device):
+    optimizer = make({name: value.to(device).detach().requires_grad_() for name, value in parameters().items()})
+    assert optimizer._apply is {"cpu": update_by_passes, "cuda": fused_update}[device]
+
+
 def test_beta_zero_keeps_no_first_moment():
     assert sorted(make(parameters()).state_dict()) == sorted([*(f"second/{name}" for name in SHAPES), "updates"])
     with_momentum = make(parameters(), (0.9, 0.99)).state_dict()
@@ -57,7 +103,7 @@ def test_beta_zero_keeps_no_first_moment():
 
 
 @pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.99)])
-def test_resume_through_safetensors_is_bit_equal(betas, tmp_path):
+def test_resume_through_safetensors_is_bit_equal(betas, tmp_path, update):
     straight = parameters(torch.float32)
     optimizer = make(straight, betas)
     for step in range(6):
