@@ -46,7 +46,7 @@ function checkData(job: Job, { data }: RcmConfig): void {
   }
   if (namesIn(data.path).some(name => name.endsWith('.tar'))) return;
   throw new RcmBridgeError('E_DATA_NOT_FOUND', `There are no shards (*.tar) in ${data.path}.`, {
-    hint: 'Set data.path to the folder that holds them (docs/data.md).',
+    hint: 'Make them with `rcm-bridge data build`, or set data.path to the folder that holds them (docs/data.md).',
   });
 }
 
@@ -81,7 +81,8 @@ function checkMemory(processes: number): void {
   );
 }
 
-function checkGpus(wanted: number, found: number): void {
+/** @throws E_GPU */
+export function checkGpus(wanted: number, found: number): void {
   if (found >= wanted) return;
   if (found === 0) {
     throw new RcmBridgeError('E_GPU', 'compute.device is cuda, but nvidia-smi finds no GPU on this machine.', {

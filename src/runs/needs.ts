@@ -112,12 +112,12 @@ function modelRoot(locator: string, env: Environment): string | null {
   }
 }
 
-function dataNeed({ data }: RcmConfig): readonly Need[] {
+function dataNeed({ name, data }: RcmConfig): readonly Need[] {
   if (data.kind === 'digits' || data.path === null) return [];
   const shards = existsSync(data.path) ? readdirSync(data.path).filter(name => name.endsWith('.tar')) : [];
   if (shards.length > 0) return [found('data', `${shards.length} shards in ${data.path}`)];
-  const form = 'shards (*.tar) of *.latent.pt, *.embed.pt and *.prompt.txt';
-  return [missing('data', `${data.path} has no shards. Put ${form} there, or set data.path to their folder.`)];
+  const build = `Make them: rcm-bridge data build ${name} --prompts FILE`;
+  return [missing('data', `${data.path} has no shards. ${build}; or set data.path to their folder (docs/data.md).`)];
 }
 
 /** Checkpoints and exports; only this machine's share of them on several. */
