@@ -1,7 +1,7 @@
 /** Progress of work on counted things: one line that renews itself on a terminal, else a line each ten seconds. */
 import type { WeightsProgress } from '../index.ts';
 import { duration } from '../logging/progress.ts';
-import { inGigabytes } from './sizes.ts';
+import { inGigabytes } from '../logging/sizes.ts';
 
 const lineIntervalMs = 10_000;
 const redrawIntervalMs = 100;

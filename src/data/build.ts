@@ -5,6 +5,7 @@ import { loadConfig } from '../config/load.ts';
 import type { RcmConfig, RcmConfigInput } from '../config/types.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import { duration } from '../logging/progress.ts';
+import { inGigabytes } from '../logging/sizes.ts';
 import { buildSeconds, buildSteps, sampleBytes } from '../plan/data-needs.ts';
 import { knownGpu } from '../plan/machines.ts';
 import { type NetworkShape, networkShape } from '../plan/workload.ts';
@@ -12,7 +13,8 @@ import { listGpus } from '../python/gpus.ts';
 import { anySignal, type BridgeContext } from '../runs/context.ts';
 import { readPrompts } from '../runs/prompts.ts';
 import { locateWeights, teacherLocator } from '../runs/weights.ts';
-import { bytesIn, commonStart, outOf, type SetOptions, shardsIn, type WrittenSet, writeSet } from './set-job.ts';
+import { bytesIn, shardsIn } from './set-folder.ts';
+import { commonStart, outOf, type SetOptions, type WrittenSet, writeSet } from './set-job.ts';
 
 export interface BuildDataOptions extends SetOptions {
   /** A list, or a file with one prompt a line, or `builtin:video-8`, `builtin:image-8`. */
@@ -94,7 +96,7 @@ interface SetPlan {
 interface SetNeed {
   readonly words: string;
   readonly bytes: number;
-  readonly freeBytes: number;
+  readonly freeBytes: number | null;
 }
 
 async function needOf(config: RcmConfig, plan: SetPlan): Promise<SetNeed> {
@@ -109,9 +111,9 @@ async function needOf(config: RcmConfig, plan: SetPlan): Promise<SetNeed> {
   const seeds = num === 1 ? `seed ${config.seed}` : `seeds ${config.seed} to ${config.seed + num - 1}`;
   const size = `${frames === 1 ? '' : `${frames} frames of `}${height} x ${width}`;
   const words = [
-    `${num} samples of ${name} in ${out}: ${size}, ${prompts.length} prompts, ${seeds}.`,
+    `${num} samples of ${name} in ${out}: ${size}, ${prompts.length} ${prompts.length === 1 ? 'prompt' : 'prompts'}, ${seeds}.`,
     `Euler, ${steps} steps, guidance ${sampler.guidance}, shift ${sampler.shift}.${there > 0 ? ` About ${there} are there already.` : ''}`,
-    `Disk: up to ${gigabytes(bytes)}, ${gigabytes(freeBytes)} free. ${await timeOfBuild(config, steps, left, shares)}`,
+    `Disk: up to ${inGigabytes(bytes)}, ${freeBytes === null ? 'what is free is not known' : `${inGigabytes(freeBytes)} free`}. ${await timeOfBuild(config, steps, left, shares)}`,
   ].join('\n');
   return { words, bytes, freeBytes };
 }
@@ -138,23 +140,23 @@ async function agree(
   confirm: BuildDataOptions['confirm'],
 ): Promise<void> {
   notice(words);
-  if (bytes > freeBytes) {
-    const text = `The set takes up to ${gigabytes(bytes)}, and ${gigabytes(freeBytes)} are free.`;
+  if (freeBytes !== null && bytes > freeBytes) {
+    const text = `The set takes up to ${inGigabytes(bytes)}, and ${inGigabytes(freeBytes)} are free.`;
     throw new RcmBridgeError('E_DISK_FULL', text, {
       hint: 'Choose another folder with --out, or fewer samples with --num.',
     });
   }
   if (confirm === undefined || (await confirm('Build it?'))) return;
-  throw new RcmBridgeError('E_CONSENT', 'Nobody agreed to build the set.', { hint: 'Agree with --yes.' });
+  throw new RcmBridgeError('E_CONSENT', 'Nobody agreed to build the set.', {
+    hint: 'Agree with --yes or RCM_BRIDGE_YES=1.',
+  });
 }
 
-function freeAt(folder: string): number {
+/** null: it is not known. */
+function freeAt(folder: string): number | null {
   let place = folder;
   while (!existsSync(place) && dirname(place) !== place) place = dirname(place);
   const { bavail, bsize, blocks } = statfsSync(place);
   // Some network file systems report no sizes at all.
-  return blocks === 0 ? Number.POSITIVE_INFINITY : bavail * bsize;
+  return blocks === 0 ? null : bavail * bsize;
 }
-
-const gigabytes = (bytes: number): string =>
-  Number.isFinite(bytes) ? `${(bytes / 1e9).toPrecision(bytes < 1e12 ? 3 : 4)} GB` : 'an unknown amount';

@@ -5,7 +5,8 @@ import { loadConfig } from '../config/load.ts';
 import type { RcmConfigInput } from '../config/types.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import { anySignal, type BridgeContext } from '../runs/context.ts';
-import { bytesIn, commonStart, outOf, type SetOptions, shardsIn, type WrittenSet, writeSet } from './set-job.ts';
+import { bytesIn, shardsIn } from './set-folder.ts';
+import { commonStart, outOf, type SetOptions, type WrittenSet, writeSet } from './set-job.ts';
 
 export interface EncodeDataOptions extends SetOptions {
   /** CSV or JSONL with `file` and `caption`. Default: the one in the folder. */

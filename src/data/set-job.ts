@@ -1,6 +1,5 @@
 /** Sets of training data: the processes that write one, each with a GPU of its own, and how far they are together. */
-import { readdirSync, rmdirSync, rmSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { rmdirSync, rmSync } from 'node:fs';
 import type { RcmConfig } from '../config/types.ts';
 import { AbortedError, isRcmBridgeError, RcmBridgeError } from '../errors/index.ts';
 import type { RunStart, SidecarEvent } from '../protocol/messages.ts';
@@ -14,6 +13,7 @@ import type { RunOptions } from '../runs/options.ts';
 import { runSidecarJob } from '../runs/sidecar-job.ts';
 import { locateWeights } from '../runs/weights.ts';
 import type { WeightsProgress } from '../weights/jobs.ts';
+import { partsIn } from './set-folder.ts';
 
 /** What `data build` and `data encode` have in common. */
 export interface SetOptions extends Pick<RunOptions, 'set' | 'signal'> {
@@ -41,9 +41,6 @@ type CommonStart = Omit<Extract<RunStart, { job: 'encode' }>, 'job' | 'folder' |
 
 /** A cancel is heard between network calls; one of a large video takes seconds. */
 const cancelGraceMs = 20_000;
-/** Samples that are whole, of shards that are not; text states. Of no use when the set is complete. */
-const partsName = '.parts';
-
 /** What is the same for all processes. @throws E_USAGE, E_WEIGHTS_NOT_FOUND, E_GPU */
 export async function commonStart(
   { env }: BridgeContext,
@@ -61,13 +58,14 @@ export async function commonStart(
       },
     );
   }
+  const encoders = locateWeights(model.path, model.name, env);
   const here = compute.device === 'cpu' ? 0 : (await listGpus()).length;
   const usable = Math.max(1, Math.min(compute.gpusPerNode, here));
   const shares = gpus ?? (compute.device === 'cpu' ? 1 : usable);
   if (compute.device === 'cuda') checkGpus(shares, here);
   return {
     network: { name: model.name, overrides: { ...model.overrides } },
-    encoders: locateWeights(model.path, model.name, env),
+    encoders,
     negative: teacher.negative,
     frames: model.frames,
     height: model.height,
@@ -115,27 +113,9 @@ export async function writeSet(
     const ends = await Promise.allSettled(jobs);
     const errors = ends.flatMap(end => (end.status === 'rejected' ? [end.reason as unknown] : []));
     if (errors.length > 0) throw errors.find(error => !(error instanceof AbortedError)) ?? errors[0];
-    rmSync(join(start.outDir, partsName), { recursive: true, force: true });
+    rmSync(partsIn(start.outDir), { recursive: true, force: true });
     return ends.reduce((sum, end) => sum + (end.status === 'fulfilled' ? end.value.step : 0), 0);
   });
-}
-
-/** Bytes of what a set has already, without the text states that are kept while it is made. */
-export function bytesIn(folder: string): number {
-  const files = [...namesIn(folder, '.tar'), ...namesIn(join(folder, partsName), '.part')];
-  return files.reduce((sum, path) => sum + (statSync(path, { throwIfNoEntry: false })?.size ?? 0), 0);
-}
-
-export const shardsIn = (folder: string): number => namesIn(folder, '.tar').length;
-
-function namesIn(folder: string, ending: string): readonly string[] {
-  try {
-    return readdirSync(folder)
-      .filter(name => name.endsWith(ending))
-      .map(name => join(folder, name));
-  } catch {
-    return [];
-  }
 }
 
 async function locked<T>(folder: string, work: () => Promise<T>): Promise<T> {

@@ -1,5 +1,6 @@
 import type { Argv } from 'yargs';
 import type { Bridge, WeightsProgress } from '../../index.ts';
+import { inGigabytes } from '../../logging/sizes.ts';
 import { abortOnSignals } from '../abort-on-signals.ts';
 import type { Command, CommandGroup, Options } from '../command.ts';
 import { askOnTerminal, isOn } from '../consent.ts';
@@ -7,7 +8,6 @@ import { countedProgress } from '../counted-progress.ts';
 import { withBridge } from '../open-bridge.ts';
 import { consentOptions, pairs, pythonOption, setOption, text, wholeNumber } from '../options.ts';
 import type { Output } from '../output.ts';
-import { inGigabytes } from '../sizes.ts';
 
 const setOptions = (yargs: Argv): Argv =>
   setOption(consentOptions(pythonOption(yargs)))
@@ -44,7 +44,7 @@ const build: Command = {
         ...(steps === undefined ? {} : { steps }),
         ...(agreed ? {} : { confirm: askOnTerminal }),
       });
-      const counts = `${built.samples} samples (${built.made} new) in ${built.shards} shards, ${inGigabytes(built.bytes)}`;
+      const counts = `${built.samples} samples (${built.made} new) in ${shards(built.shards)}, ${inGigabytes(built.bytes)}`;
       output.say(counts);
       output.result({ ...built }, built.out);
     }),
@@ -70,10 +70,12 @@ const encode: Command = {
         text(options, 'config') ?? 'digits-rcm',
         { ...shared, ...(list === undefined ? {} : { list }) },
       );
-      output.say(`${encoded.made} new samples; ${encoded.shards} shards, ${inGigabytes(encoded.bytes)}`);
+      output.say(`${encoded.made} new samples; ${shards(encoded.shards)}, ${inGigabytes(encoded.bytes)}`);
       output.result({ ...encoded }, encoded.out);
     }),
 };
+
+const shards = (count: number): string => `${count} ${count === 1 ? 'shard' : 'shards'}`;
 
 interface Shared {
   readonly set: readonly string[];
