@@ -64,8 +64,8 @@ gpu-bundle: build ## pack what a GPU machine without Node and network needs for 
 	bash scripts/gpu-bundle.sh $(ARGS)
 
 # A pattern cannot be phony: FORCE makes it run each time.
-reproduce-%: build FORCE ## a preset's whole run, resumable (STEPS= GPUS= NODES= DRY_RUN=1 RUN_DIR= ARGS="--set ...")
-	@STEPS='$(STEPS)' GPUS='$(GPUS)' NODES='$(NODES)' DRY_RUN='$(DRY_RUN)' RUN_DIR='$(RUN_DIR)' bash scripts/reproduce.sh $* $(ARGS)
+reproduce-%: build FORCE ## a preset's whole run, resumable (STEPS= GPUS= NODES= DRY_RUN=1 RUN_DIR= PROMPTS= SAMPLES= ARGS="--set ...")
+	@STEPS='$(STEPS)' GPUS='$(GPUS)' NODES='$(NODES)' DRY_RUN='$(DRY_RUN)' RUN_DIR='$(RUN_DIR)' PROMPTS='$(PROMPTS)' SAMPLES='$(SAMPLES)' bash scripts/reproduce.sh $* $(ARGS)
 FORCE:
 
 clean: ## remove what was built

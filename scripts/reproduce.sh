@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# One of the paper's runs from its preset: plan, what is missing, distillation with its evaluation, samples, report. Run
-# again after any end, it goes on where it stopped.
+# One of the paper's runs from its preset: plan, what is missing, training data, distillation with its evaluation,
+# samples, report. Run again after any end, it goes on where it stopped.
 #
-#     make reproduce-PRESET [STEPS=N] [GPUS=N] [NODES=N] [DRY_RUN=1] [RUN_DIR=DIR] [ARGS="--set KEY=VALUE ..."]
+#     make reproduce-PRESET [STEPS=N] [GPUS=N] [NODES=N] [DRY_RUN=1] [RUN_DIR=DIR] [PROMPTS=FILE] [SAMPLES=N]
+#         [ARGS="--set KEY=VALUE ..."]
+#
+# Where nothing but the training data is missing, the preset's teacher builds them from PROMPTS (one a line), SAMPLES of
+# them, after one question (RCM_BRIDGE_YES=1 agrees). The public set for the 1.3B students came from the 14B teacher:
+# for that one, call `rcm-bridge data build wan2.1-t2v-14b-480p-rcm` first.
 #
 # DRY_RUN=1 says what the run takes and what is missing for it, and starts nothing: exit 0, or 3 with something missing.
 # Otherwise the exit code is that of the first step that fails; a missed quality gate (6) is told at the end.
@@ -32,6 +37,12 @@ fi
 
 # A run that has begun needs no second look at what it needs: resume finds out.
 if [ ! -e "$run_dir/run.json" ] || [ "${DRY_RUN:-}" = 1 ]; then
+  lacking=$("${cli[@]}" doctor "$preset" "${settings[@]}" --json --quiet |
+    node -e 'console.log(JSON.parse(require("node:fs").readFileSync(0, "utf8")).needs.filter(({ found }) => found === null).map(({ what }) => what).join())') || true
+  if [ "$lacking" = data ] && [ -n "${PROMPTS:-}" ] && [ "${DRY_RUN:-}" != 1 ]; then
+    say "data build: from $PROMPTS"
+    "${cli[@]}" data build "$preset" "${settings[@]}" --prompts "$PROMPTS" ${SAMPLES:+--num "$SAMPLES"} ${GPUS:+--gpus "$GPUS"}
+  fi
   say 'doctor: what is here and what is missing'
   "${cli[@]}" doctor "$preset" "${settings[@]}"
 fi

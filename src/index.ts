@@ -5,6 +5,9 @@
  * @module
  */
 export type { RcmConfig, RcmConfigInput } from './config/types.ts';
+export type { BuildDataOptions, BuiltSet } from './data/build.ts';
+export type { EncodeDataOptions, EncodedSet } from './data/encode.ts';
+export type { SetOptions, WrittenSet } from './data/set-job.ts';
 export {
   AbortedError,
   type ErrorCode,

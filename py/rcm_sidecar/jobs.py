@@ -8,16 +8,20 @@ from pathlib import Path
 
 import msgspec
 
+from rcm_sidecar.build_job import run_build
 from rcm_sidecar.checkpoints.training_state import load_checkpoint
 from rcm_sidecar.config import RunConfig, config_document, parse_config
 from rcm_sidecar.data import statistics_warning
 from rcm_sidecar.distributed.job_team import JobTeam
 from rcm_sidecar.distributed.launch import RankLine, following, leading
 from rcm_sidecar.dual.attention import choose_kernels
+from rcm_sidecar.encode_job import run_encode
 from rcm_sidecar.fetch_job import run_fetch
 from rcm_sidecar.link import Cancel, JobCancelled, JobLink, SilentLink
 from rcm_sidecar.protocol import (
+    BuildStart,
     DistillStart,
+    EncodeStart,
     EndBody,
     FetchStart,
     RenderStart,
@@ -58,6 +62,10 @@ def run_job(start: RunStart, link: JobLink) -> EndBody:
         return run_weights(start, link)
     if isinstance(start, FetchStart):
         return run_fetch(start, link)
+    if isinstance(start, BuildStart):
+        return run_build(start, link)
+    if isinstance(start, EncodeStart):
+        return run_encode(start, link)
     link.activity("loading", 0)
     config = parse_config(start.config)
     with leading(start, config.compute, link) as team:

@@ -332,8 +332,62 @@ class FetchStart(Body, frozen=True, tag_field="job", tag="fetch"):
     download: bool
 
 
+class SetStart(Body, frozen=True):
+    """Fields of the jobs that write a set of training data. This process is number `share` of `shares`.
+
+    `encoders` is the folder with text encoder, tokenizer and VAE, `negative` as `teacher.negative`.
+    """
+
+    network: WeightsNetwork
+    encoders: str
+    negative: str
+    frames: Count
+    height: Count
+    width: Count
+    device: DeviceName
+    share: Count
+    shares: Count
+    out_dir: str
+    cache_dir: str
+
+
+class SetSampler(Body, frozen=True):
+    """How the teacher of a set is sampled, by Euler's method."""
+
+    steps: Count
+    shift: float
+    guidance: float
+    sigma_max: float
+
+
+class BuildStart(SetStart, frozen=True, tag_field="job", tag="build"):
+    """Write a set of samples of a teacher: sample i has prompt i, counted around, and seed `seed` + i."""
+
+    source: str
+    sampler: SetSampler
+    prompts: tuple[str, ...]
+    samples: Count
+    seed: Count
+
+
+class EncodeStart(SetStart, frozen=True, tag_field="job", tag="encode"):
+    """Write a set of pictures or videos of `folder`, with their captions, as the file `list` names them."""
+
+    folder: str
+    list: str
+
+
 RunStart = (
-    DistillStart | PretrainStart | SampleStart | RenderStart | InspectStart | VerifyStart | ConvertStart | FetchStart
+    DistillStart
+    | PretrainStart
+    | SampleStart
+    | RenderStart
+    | InspectStart
+    | VerifyStart
+    | ConvertStart
+    | FetchStart
+    | BuildStart
+    | EncodeStart
 )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,13 +12,15 @@ from torch import Tensor
 
 from rcm_sidecar.checkpoints.sampler_file import TeacherPart
 from rcm_sidecar.checkpoints.sources import locate
+from rcm_sidecar.counted_progress import reporter
 from rcm_sidecar.dual.attention import choose_kernels
 from rcm_sidecar.encoders.model_folder import ModelFolder, open_model_folder
 from rcm_sidecar.encoders.prompts import negative_prompt
 from rcm_sidecar.errors import HostError, WeightsError
 from rcm_sidecar.hub import is_hub_locator
 from rcm_sidecar.link import JobLink
-from rcm_sidecar.protocol import EndBody, Progress, Rendered, RenderStart
+from rcm_sidecar.packages import require_packages
+from rcm_sidecar.protocol import EndBody, Rendered, RenderStart
 from rcm_sidecar.sampling.drawing import Drawer, Sampler, choose_sampler
 from rcm_sidecar.sampling.recipe import Recipe, find_recipe
 from rcm_sidecar.sampling.sizes import PixelSize, latent_shape
@@ -83,7 +83,7 @@ def run_render(start: RenderStart, link: JobLink) -> EndBody:
         JobCancelled: files that are written stay.
     """
     link.activity("loading", 0)
-    _require_media()
+    require_packages(_MEDIA, "Pictures of prompts")
     choose_kernels("auto")
     plan = make_plan(start)
     _check_vae(plan)  # needed last, and a pity to miss then
@@ -137,7 +137,7 @@ def encode_texts(plan: Plan, cache_dir: Path, link: JobLink) -> Texts:
     from rcm_sidecar.encoders.embedding_cache import encode_prompts, open_embedding_cache
     from rcm_sidecar.encoders.text_encoder import load_text_encoder, padded
 
-    spec, report = plan.recipe.spec, _reporter(link)
+    spec, report = plan.recipe.spec, reporter(link)
     prompts = [order.prompt for order in plan.orders]
     if plan.negative is not None:
         prompts.append(plan.negative)
@@ -163,7 +163,7 @@ def encode_texts(plan: Plan, cache_dir: Path, link: JobLink) -> Texts:
 
 def draw_latents(plan: Plan, texts: Texts, link: JobLink) -> tuple[list[Tensor], list[float]]:
     """Latents [1,C,T,H,W] of all orders and the seconds each took; the network is freed again."""
-    report = _reporter(link)
+    report = reporter(link)
     total = len(plan.orders) * plan.sampler.calls
     report("loading the network", 0, total)
     drawer, latents, seconds, done = Drawer(plan.recipe, plan.device), [], [], 0
@@ -192,7 +192,7 @@ def _write_all(plan: Plan, latents: list[Tensor], seconds: list[float], out: Pat
     from rcm_sidecar.encoders.vae import load_vae, to_bytes
     from rcm_sidecar.encoders.video_file import write_video
 
-    report = _reporter(link)
+    report = reporter(link)
     report("decoding", 0, len(latents))
     vae = load_vae(plan.encoders.vae, plan.device)
     for done, (order, latent) in enumerate(zip(plan.orders, latents, strict=True)):
@@ -255,35 +255,5 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _require_media() -> None:
-    missing = [name for name in _MEDIA if find_spec(name) is None]
-    if missing:
-        hint = "Add them with: rcm-bridge env setup --with media"
-        raise HostError("E_PYTHON_PACKAGES", f"Pictures of prompts need {', '.join(missing)}.", hint)
-
-
 def _shortened(prompt: str) -> str:
     return repr(prompt if len(prompt) <= _SLUG_LETTERS else f"{prompt[:_SLUG_LETTERS]}...")
-
-
-def _reporter(link: JobLink) -> Callable[[str, int, int], None]:
-    """Sends progress of counted things and passes a cancel on."""
-    began = time.monotonic()
-
-    def report(phase: str, done: int, total: int) -> None:
-        link.requests.raise_if_cancelled_now()
-        spent = time.monotonic() - began
-        link.progress(
-            Progress(
-                step=done,
-                steps=total,
-                phase=phase,
-                student_updates=0,
-                critic_updates=0,
-                samples_per_second=0.0,
-                eta_seconds=spent * (total - done) / max(done, 1),
-                values={},
-            )
-        )
-
-    return report

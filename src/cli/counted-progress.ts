@@ -1,6 +1,7 @@
 /** Progress of work on counted things: one line that renews itself on a terminal, else a line each ten seconds. */
 import type { WeightsProgress } from '../index.ts';
-import { inGigabytes } from './sizes.ts';
+import { duration } from '../logging/progress.ts';
+import { inGigabytes } from '../logging/sizes.ts';
 
 const lineIntervalMs = 10_000;
 const redrawIntervalMs = 100;
@@ -17,11 +18,12 @@ export function countedProgress(enabled: boolean): CountedProgress {
   let lastMs = Date.now();
   let shown = false;
   return {
-    show: ({ phase, done, total, bytes }) => {
+    show: ({ phase, done, total, bytes, secondsLeft }) => {
       if (Date.now() - lastMs < (renews ? redrawIntervalMs : lineIntervalMs)) return;
       lastMs = Date.now();
       shown = renews;
-      const line = `${phase} ${done} of ${total}${bytes > 0 ? `, ${inGigabytes(bytes)}` : ''}`;
+      const left = secondsLeft === undefined ? '' : `, ${duration(secondsLeft)} left`;
+      const line = `${phase} ${done} of ${total}${bytes > 0 ? `, ${inGigabytes(bytes)}` : ''}${left}`;
       stderr.write(renews ? `\r\u001b[2K${line}` : `${line}\n`);
     },
     end: () => {

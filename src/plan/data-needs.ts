@@ -1,6 +1,6 @@
 /** What a run reads and writes on disk. */
 import type { RcmConfig } from '../config/types.ts';
-import type { Layout } from './layout.ts';
+import { type Layout, withLayout } from './layout.ts';
 import type { Gpu } from './machines.ts';
 import { timeOf } from './time.ts';
 import { hasCritic, type NetworkShape, networkShape, totalOf, trainedParameters } from './workload.ts';
@@ -21,8 +21,17 @@ export interface DataNeeds {
 }
 
 /** Steps of the teacher that makes the synthetic set: Euler, 100 steps (rcm-method section 9). */
-const buildSteps = 100;
+export const buildSteps = 100;
 const storedBytes = 2;
+
+/** Latent and text states of one sample on disk, without what torch.save and tar add. */
+export const sampleBytes = ({ latentSize, textSize }: NetworkShape): number => storedBytes * (latentSize + textSize);
+
+/** Seconds that one GPU alone takes for a sample of `data build`. */
+export function buildSeconds(config: RcmConfig, gpu: Gpu, steps: number): number {
+  const alone: Layout = { gpusPerNode: 1, nodes: 1, shard: 1, context: 1, batchSize: 1, microBatch: 1 };
+  return steps * timeOf(withLayout(config, alone), alone, gpu).teacherCall;
+}
 
 export function dataNeeds(config: RcmConfig, layout: Layout, gpu: Gpu | null): DataNeeds {
   const shape = networkShape(config);
@@ -32,7 +41,7 @@ export function dataNeeds(config: RcmConfig, layout: Layout, gpu: Gpu | null): D
   const forGood = keepEverySteps === null ? 0 : Math.floor(schedule.steps / keepEverySteps);
   return {
     drawn: schedule.steps * schedule.batchSize,
-    sampleBytes: storedBytes * (shape.latentSize + shape.textSize),
+    sampleBytes: sampleBytes(shape),
     buildHoursPerThousand: gpu && (1000 * buildSteps * timeOf(config, layout, gpu).teacherCall * layout.context) / 3600,
     checkpointBytes: checkpointBytes(config, shape),
     checkpointsKept: Math.min(written, keepLast + forGood),

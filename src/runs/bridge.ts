@@ -4,6 +4,8 @@
  */
 import { resolve } from 'node:path';
 import type { RcmConfigInput } from '../config/types.ts';
+import type { BuildDataOptions, BuiltSet } from '../data/build.ts';
+import type { EncodeDataOptions, EncodedSet } from '../data/encode.ts';
 import { AbortedError, throwIfAborted } from '../errors/index.ts';
 import { silentLogger } from '../logging/logger.ts';
 import type { Plan } from '../plan/plan.ts';
@@ -61,6 +63,16 @@ export interface Bridge extends AsyncDisposable {
     open(run: string): Promise<RunHandle>;
     /** Newest first. */
     list(): Promise<readonly RunRecord[]>;
+  };
+  /** Sets of training data in the public layout (docs/data.md). Each call goes on where an earlier one stopped. */
+  readonly data: {
+    /**
+     * Has the teacher of a config sample a set from prompts.
+     * @throws E_CONFIG_*, E_USAGE, E_CONSENT, E_DISK_FULL, E_GPU, E_WEIGHTS_*, E_PYTHON_*, E_RUN_BUSY, E_ABORTED
+     */
+    build(config: string | RcmConfigInput, options: BuildDataOptions): Promise<BuiltSet>;
+    /** Encodes captioned pictures or videos of a folder for the model of a config; otherwise as `build`. */
+    encode(folder: string, config: string | RcmConfigInput, options?: EncodeDataOptions): Promise<EncodedSet>;
   };
   /** Weight files of known networks: a locator is a path, `builtin:NAME` or `hf:OWNER/NAME@REVISION`. */
   readonly weights: {
@@ -180,6 +192,18 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
       list: async () => {
         const { listRuns } = await import('./store.ts');
         return listRuns(context.runsDir).map(({ record }) => record);
+      },
+    },
+    data: {
+      build: async (config, buildOptions) => {
+        refuseClosed(closed);
+        const { buildData } = await import('../data/build.ts');
+        return buildData(context, config, buildOptions);
+      },
+      encode: async (folder, config, encodeOptions = {}) => {
+        refuseClosed(closed);
+        const { encodeData } = await import('../data/encode.ts');
+        return encodeData(context, folder, config, encodeOptions);
       },
     },
     weights: {

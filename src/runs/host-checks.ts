@@ -1,8 +1,8 @@
 /** Files and hardware that a config names, looked at before a run has a folder. The sidecar looks inside the files. */
-import { readdirSync } from 'node:fs';
 import os from 'node:os';
 import { processesOf, undividedBatch } from '../config/parallel.ts';
 import type { RcmConfig } from '../config/types.ts';
+import { isUnfinished, shardsIn } from '../data/set-folder.ts';
 import { RcmBridgeError } from '../errors/index.ts';
 import { listGpus } from '../python/gpus.ts';
 import type { Job } from './record.ts';
@@ -44,18 +44,15 @@ function checkData(job: Job, { data }: RcmConfig): void {
     const text = 'pretrain trains a teacher of labels, and data.kind is latentShards.';
     throw new RcmBridgeError('E_CONFIG_NOT_YET', text, { hint: 'Use data.kind: digits.' });
   }
-  if (namesIn(data.path).some(name => name.endsWith('.tar'))) return;
-  throw new RcmBridgeError('E_DATA_NOT_FOUND', `There are no shards (*.tar) in ${data.path}.`, {
-    hint: 'Set data.path to the folder that holds them (docs/data.md).',
-  });
-}
-
-function namesIn(folder: string): readonly string[] {
-  try {
-    return readdirSync(folder);
-  } catch {
-    return [];
+  if (isUnfinished(data.path)) {
+    throw new RcmBridgeError('E_DATA_NOT_FOUND', `The set in ${data.path} is not complete.`, {
+      hint: 'Run the command that makes it again: it goes on. To train on the shards there are, remove .parts in it.',
+    });
   }
+  if (shardsIn(data.path) > 0) return;
+  throw new RcmBridgeError('E_DATA_NOT_FOUND', `There are no shards (*.tar) in ${data.path}.`, {
+    hint: 'Make them with `rcm-bridge data build`, or set data.path to the folder that holds them (docs/data.md).',
+  });
 }
 
 /** Imports alone: measured on Linux, without what is trained. */
@@ -81,7 +78,8 @@ function checkMemory(processes: number): void {
   );
 }
 
-function checkGpus(wanted: number, found: number): void {
+/** @throws E_GPU */
+export function checkGpus(wanted: number, found: number): void {
   if (found >= wanted) return;
   if (found === 0) {
     throw new RcmBridgeError('E_GPU', 'compute.device is cuda, but nvidia-smi finds no GPU on this machine.', {

@@ -1,8 +1,9 @@
 /** Everything a distillation needs on this machine, found or missing: all of it at once, where a run names the first. */
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { processesOf } from '../config/parallel.ts';
 import type { RcmConfig } from '../config/types.ts';
+import { isUnfinished, shardsIn } from '../data/set-folder.ts';
 import { isRcmBridgeError } from '../errors/index.ts';
 import { networkNamed } from '../models/registry.ts';
 import { dataNeeds } from '../plan/data-needs.ts';
@@ -112,12 +113,14 @@ function modelRoot(locator: string, env: Environment): string | null {
   }
 }
 
-function dataNeed({ data }: RcmConfig): readonly Need[] {
+function dataNeed({ name, data }: RcmConfig): readonly Need[] {
   if (data.kind === 'digits' || data.path === null) return [];
-  const shards = existsSync(data.path) ? readdirSync(data.path).filter(name => name.endsWith('.tar')) : [];
-  if (shards.length > 0) return [found('data', `${shards.length} shards in ${data.path}`)];
-  const form = 'shards (*.tar) of *.latent.pt, *.embed.pt and *.prompt.txt';
-  return [missing('data', `${data.path} has no shards. Put ${form} there, or set data.path to their folder.`)];
+  const build = `rcm-bridge data build ${name} --prompts FILE`;
+  if (isUnfinished(data.path)) return [missing('data', `The set in ${data.path} is not complete. Go on: ${build}`)];
+  const shards = shardsIn(data.path);
+  if (shards > 0) return [found('data', `${shards} shards in ${data.path}`)];
+  const other = 'or set data.path to their folder (docs/data.md)';
+  return [missing('data', `${data.path} has no shards. Make them: ${build}; ${other}.`)];
 }
 
 /** Checkpoints and exports; only this machine's share of them on several. */

@@ -36,6 +36,8 @@ export interface WeightsProgress {
   readonly total: number;
   readonly phase: string;
   readonly bytes: number;
+  /** Where it is known. */
+  readonly secondsLeft?: number;
 }
 
 export type WeightsVerification = EventBody<'verified'>;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +50,13 @@ class EmbeddingCache:
         return Encoded(rows, facts.get("truncated") == "true")
 
     def write(self, prompt: str, encoded: Encoded) -> None:
-        """Keep text states; what cannot be kept (a full disk) is computed again next time."""
+        """Keep text states.
+
+        Raises:
+            HostError: E_DISK_FULL or E_RUN_DIR.
+        """
         facts = {"truncated": "true" if encoded.truncated else "false"}
-        with contextlib.suppress(HostError):
-            write_tensors(self._path(prompt), {"rows": encoded.rows}, facts)
+        write_tensors(self._path(prompt), {"rows": encoded.rows}, facts)
 
     def _path(self, prompt: str) -> Path:
         content = [_SCHEMA, self.encoder, cleaned(prompt, self.model.family)]
@@ -91,19 +94,50 @@ def encode_prompts(
         load: Loads it.
         encoding: Called before each new prompt with how many are done, of how many new ones; what it raises ends this.
     """
-    found = {prompt: cache.read(prompt) for prompt in prompts}
-    new = [prompt for prompt, encoded in found.items() if encoded is None]
-    if new:
-        encoding(0, len(new))
-        encoder = load()
-        for done, prompt in enumerate(new):
-            encoding(done, len(new))
-            encoded = encoder.encode(prompt)
+    kept = each_encoded(prompts, cache, load, encoding)
+    return dict(kept)
+
+
+def each_encoded(
+    prompts: Iterable[str],
+    cache: EmbeddingCache,
+    load: Callable[[], TextEncoder],
+    encoding: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    must_keep: bool = False,
+) -> Iterator[tuple[str, Encoded]]:
+    """Each prompt with its text states, one at a time: as `encode_prompts`, for more than memory holds.
+
+    Args:
+        prompts: As there.
+        cache: As there.
+        load: As there.
+        encoding: As there.
+        must_keep: States are read from the cache afterwards; what cannot be kept is an error.
+
+    Raises:
+        HostError: E_DISK_FULL or E_RUN_DIR, with `must_keep`.
+    """
+    new: list[str] = []
+    for prompt in dict.fromkeys(prompts):
+        known = cache.read(prompt)
+        if known is None:
+            new.append(prompt)
+        else:
+            yield prompt, known
+    if not new:
+        return
+    encoding(0, len(new))
+    encoder = load()
+    for done, prompt in enumerate(new):
+        encoding(done, len(new))
+        encoded = encoder.encode(prompt)
+        # What cannot be kept (a full disk) is computed again next time.
+        with contextlib.nullcontext() if must_keep else contextlib.suppress(HostError):
             cache.write(prompt, encoded)
-            found[prompt] = encoded
-        del encoder
-        free_memory()  # the classes of transformers refer to themselves in circles
-    return {prompt: states for prompt, states in found.items() if states is not None}
+        yield prompt, encoded
+    del encoder
+    free_memory()  # the classes of transformers refer to themselves in circles
 
 
 def file_hash(file: Path, folder: Path) -> str:

@@ -25,15 +25,16 @@ def write_image(path: Path, pixels: Tensor) -> None:
 
 
 def read_image(path: Path) -> Tensor:
-    """u8 [H,W,3] of a picture of any format that Pillow knows.
+    """u8 [H,W,3] of a picture of any format that Pillow knows, the right way up.
 
     Raises:
         ConfigError: E_USAGE, it is missing or no picture.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(numpy.array(image.convert("RGB")))
+            upright = ImageOps.exif_transpose(image)  # photographs lie on their side, with a note of it
+            return torch.from_numpy(numpy.array(upright.convert("RGB")))
     except OSError as error:  # also what Pillow raises for another kind of file
         raise ConfigError("E_USAGE", f"{path} cannot be read as a picture: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ FRAMES_PER_SECOND = 16
 _QUALITY = {"crf": "14", "preset": "medium"}
 _BT709 = 1
 _LIMITED_RANGE = 1
+_SAME_MOMENT = 1e-3
+"""Of a frame's time: time stamps are rounded."""
 
 
 def write_video(path: Path, frames: Tensor, frames_per_second: int = FRAMES_PER_SECOND) -> None:
@@ -71,3 +74,57 @@ def read_video(path: Path, most_frames: int | None = None) -> Tensor:
     if not frames:
         raise ConfigError("E_USAGE", f"{path} holds no frames.")
     return torch.from_numpy(numpy.stack(frames))
+
+
+def read_video_at(path: Path, most_frames: int, frames_per_second: int) -> Tensor:
+    """u8 [F,H,W,3] of the first frames of a video at a rate of one's own: at each moment the frame shown then.
+
+    Args:
+        path: Any format that PyAV knows.
+        most_frames: As many or, of a short video, fewer.
+        frames_per_second: The rate.
+
+    Raises:
+        ConfigError: E_USAGE, it is missing, no video, or broken.
+    """
+    import av
+
+    taken: list[numpy.ndarray[Any, Any]] = []
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            own = float(stream.average_rate or frames_per_second)
+            begin: float | None = None
+            for index, frame in enumerate(container.decode(stream)):
+                moment = index / own if frame.time is None else frame.time
+                begin = moment if begin is None else begin
+                # Shown until the next one: rounding must not lose the frame at the very end of its time.
+                until = (moment - begin + 1 / own) * frames_per_second - _SAME_MOMENT
+                if len(taken) < until:
+                    pixels = frame.to_ndarray(format="rgb24")
+                    taken += [pixels] * (min(most_frames, math.ceil(until)) - len(taken))
+                if len(taken) == most_frames:
+                    break
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise ConfigError("E_USAGE", f"{path} cannot be read as a video: {error}") from error
+    if not taken:
+        raise ConfigError("E_USAGE", f"{path} holds no frames.")
+    return torch.from_numpy(numpy.stack(taken))
+
+
+def count_at(path: Path, frames_per_second: int) -> int | None:
+    """Frames of a video at a rate of one's own, from its header; None where that does not tell.
+
+    Raises:
+        ConfigError: E_USAGE, it is missing or no video.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            if not stream.frames or not stream.average_rate:
+                return None
+            return max(1, math.ceil(stream.frames / float(stream.average_rate) * frames_per_second - _SAME_MOMENT))
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise ConfigError("E_USAGE", f"{path} cannot be read as a video: {error}") from error

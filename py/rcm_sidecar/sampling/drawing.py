@@ -26,11 +26,13 @@ class Sampler:
         settings: Of a student or a teacher.
         steps: Network calls of a student, solver steps of a teacher.
         calls: Network calls of a sample.
+        sigma_max: Noise that a teacher starts from; None as the official samplers do.
     """
 
     settings: StudentPart | TeacherPart
     steps: int
     calls: int
+    sigma_max: float | None = None
 
 
 def choose_sampler(settings: StudentPart | TeacherPart, steps: int | None) -> Sampler:
@@ -136,6 +138,7 @@ class Drawer:
             negative=None if negative is None else negative[None].to(self._device, torch.float32),
             time_scale=self._time_scale,
             kind=settings.kind,
+            sigma_max=sampler.sigma_max,
         )
 
 

@@ -81,21 +81,21 @@ def _of_export(source: Path, start: RenderStart) -> Recipe:
         raise WeightsError("E_WEIGHTS_SAMPLER", "This folder holds a student, not a teacher.", "Give the teacher's.")
     weights = source if source.is_file() else folder / settings.weights
     overrides = settings.network.overrides.arguments()
-    spec = _fitting(weights, settings.network.name, overrides)
+    spec = fitting_spec(weights, settings.network.name, overrides)
     size = pixel_size(spec, settings.latent.shape)
     return Recipe(spec, overrides, weights, settings.sampler, size, settings.encoders)
 
 
 def _of_release(source: Path, start: RenderStart) -> Recipe:
     if start.network is not None:
-        name, overrides = start.network.name, _arguments(start.network.overrides)
+        name, overrides = start.network.name, network_arguments(start.network.overrides)
     else:
         guess = guess_network(open_network(source), companion_config(source))
         if guess is None:
             message = f"{source} holds weights of no network of this version."
             raise WeightsError("E_WEIGHTS_MISMATCH", message, "rcm-bridge weights list names the known ones.")
         name, overrides = guess.model, dict(guess.overrides)
-    spec = _fitting(source, name, overrides)
+    spec = fitting_spec(source, name, overrides)
     sampler = _teacher_sampler(spec, start.teacher_sampler) if start.teacher else _student_sampler(spec)
     return Recipe(spec, overrides, source, sampler, _RELEASED_SIZES[spec.family], None)
 
@@ -122,13 +122,23 @@ def _teacher_sampler(spec: NetworkSpec, given: RenderSampler | None) -> TeacherP
     )
 
 
-def _fitting(weights: Path, name: str, overrides: Mapping[str, Any]) -> NetworkSpec:
+def fitting_spec(weights: Path, name: str, overrides: Mapping[str, Any]) -> NetworkSpec:
+    """Facts of a network, whose weights are known to fit it then; only headers are read.
+
+    Raises:
+        WeightsError: E_WEIGHTS_MISMATCH or what opening finds.
+    """
     network = build(name, device="meta", **overrides)
     check_fit(network, open_network(weights))
     return network.spec
 
 
-def _arguments(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def network_arguments(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of a config as arguments of `networks.build`.
+
+    Raises:
+        ConfigError: E_NETWORK_OVERRIDE.
+    """
     try:
         return msgspec.convert(dict(overrides), NetworkOverrides).arguments()
     except msgspec.ValidationError as error:

@@ -1,5 +1,6 @@
 import type { Command, CommandGroup } from '../command.ts';
 import { config } from './config.ts';
+import { data } from './data.ts';
 import { distill } from './distill.ts';
 import { doctor } from './doctor.ts';
 import { env } from './env.ts';
@@ -22,6 +23,7 @@ export const commands: readonly (Command | CommandGroup)[] = [
   plan,
   runs,
   config,
+  data,
   weights,
   doctor,
   env,

@@ -1,12 +1,12 @@
 import { basename } from 'node:path';
 import type { Bridge, WeightsConversion, WeightsInspection, WeightsList, WeightsProgress } from '../../index.ts';
+import { inGigabytes } from '../../logging/sizes.ts';
 import { abortOnSignals } from '../abort-on-signals.ts';
 import type { Command, CommandGroup, Options } from '../command.ts';
 import { countedProgress } from '../counted-progress.ts';
 import { withBridge } from '../open-bridge.ts';
 import { consentOptions, pythonOption, text } from '../options.ts';
 import type { Output } from '../output.ts';
-import { inGigabytes } from '../sizes.ts';
 import { fetch } from './weights-fetch.ts';
 
 const layouts = ['official', 'diffusers', 'comfyui'] as const;

@@ -60,7 +60,7 @@ describe.each(paper)('%s', preset => {
     expect(hints['teacher.weights']).toContain(`rcm-bridge weights fetch hf:${repository}`);
     expect(hints['teacher.weights']).toContain(`Then: --set model.path=hf:${repository}`);
     expect(hints[encoders]).toContain(`rcm-bridge weights fetch hf:${repository} --with-encoders`);
-    expect(hints.data).toMatch(/has no shards\. Put shards .*data\.path/);
+    expect(hints.data).toMatch(/has no shards\. Make them: rcm-bridge data build .* --prompts FILE; or set data\.path/);
     expect(hints.disk).toMatch(/^1\.0 GB free.*--runs-dir/);
   });
 
@@ -78,6 +78,18 @@ it('names the part of a model that is not there', async () => {
   put('model', 'Wan2.1_VAE.pth');
   const lacking = await needs('wan2.1-t2v-1.3b-480p-rcm', large, [`model.path=${join(folder, 'model')}`]);
   expect(missing(lacking)).toEqual(['text encoder, tokenizer', 'data']);
+});
+
+it('names a set that is not complete, although it has shards', async () => {
+  put('data', 'shard_000000.tar');
+  const data = async () => (await needs('wan2.1-t2v-1.3b-480p-rcm', large, ['data.path=data'])).at(-2);
+  expect(await data()).toMatchObject({ what: 'data', found: expect.stringContaining('1 shards') });
+  put('data', '.parts', '000000001.part');
+  expect(await data()).toMatchObject({
+    what: 'data',
+    found: null,
+    hint: expect.stringMatching(/not complete\. Go on:/),
+  });
 });
 
 it('asks for nothing that the digits do not read', async () => {

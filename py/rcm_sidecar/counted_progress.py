@@ -1,0 +1,40 @@
+"""Progress of jobs that are no training: things done of all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from rcm_sidecar.link import JobLink
+from rcm_sidecar.protocol import Progress
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is done now, how many are done, and of how many."""
+
+
+def reporter(link: JobLink) -> Report:
+    """Sends progress of counted things and passes a cancel on.
+
+    Raises:
+        JobCancelled: from the function that is returned.
+    """
+    began = time.monotonic()
+
+    def report(phase: str, done: int, total: int) -> None:
+        link.requests.raise_if_cancelled_now()
+        spent = time.monotonic() - began
+        link.progress(
+            Progress(
+                step=done,
+                steps=total,
+                phase=phase,
+                student_updates=0,
+                critic_updates=0,
+                samples_per_second=0.0,
+                eta_seconds=spent * (total - done) / max(done, 1),
+                values={},
+            )
+        )
+
+    return report
