@@ -174,6 +174,11 @@ export const errorCodes = {
     summary: '`model.name` is no network this version knows.',
     fix: 'Use the name that the message suggests.',
   },
+  E_NODE_LOST: {
+    exitCode: 4,
+    summary: 'A machine of a run on several is gone: it was switched off, or its network failed.',
+    fix: 'Look at the machine that the message names, then `rcm-bridge resume` on as many as the run has.',
+  },
   E_NODE_VERSION: {
     exitCode: 3,
     summary: 'This version of Node.js is too old or not supported.',
@@ -233,6 +238,11 @@ export const errorCodes = {
     exitCode: 3,
     summary: 'The interpreter is no CPython 3.11, 3.12 or 3.13.',
     fix: 'Name another one with `--python`.',
+  },
+  E_RENDEZVOUS: {
+    exitCode: 3,
+    summary: 'The machines of a run did not come together, or are not alike.',
+    fix: 'Start the same command on all of them, each with its --node-rank; --rdzv is an address of machine 0.',
   },
   E_RUNS_DIR: {
     exitCode: 3,

@@ -12,6 +12,7 @@ import { makeDirectory, remove } from './files.ts';
 import type { RunHandle } from './handle.ts';
 import { checkHost } from './host-checks.ts';
 import { inboxName } from './inbox.ts';
+import { type Placement, placementOf } from './launchers/placement.ts';
 import { type RunLock, takeLock } from './lock.ts';
 import type { RunOptions } from './options.ts';
 import { own } from './own.ts';
@@ -32,6 +33,7 @@ export interface PreparedRun {
   readonly python: Interpreter;
   /** Absolute; undefined: one below the runs folder, named when it is made. */
   readonly runDir: string | undefined;
+  readonly placement: Placement;
   /** What a child run goes on from. */
   readonly branch?: Branch;
 }
@@ -50,20 +52,20 @@ export interface RunPlace {
 }
 
 /**
- * Checks config, runs folder, Python, hardware and files, in this order; creates nothing.
+ * Checks runs folder, Python, hardware and files, in this order; creates nothing.
  * @throws E_USAGE, E_CONFIG_*, E_RUNS_DIR, E_RUN_DIR, E_RUN_EXISTS, E_PYTHON_*, E_CONSENT, E_GPU, E_WEIGHTS_NOT_FOUND,
  *   E_DATA_NOT_FOUND, E_ABORTED
  */
 export async function prepareRun(
   context: BridgeContext,
   job: Job,
-  source: string | RcmConfigInput,
+  resolved: ResolvedConfig,
   options: RunOptions,
 ): Promise<PreparedRun> {
   const signal = anySignal(context.options.signal, options.signal);
   throwIfAborted(signal);
-  const resolved = await resolveConfig(context, job, source, options);
   const { config } = resolved;
+  const placement = placementOf(config.compute, options, context.env);
   const runDir = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
   if (runDir === undefined) checkRunsDir(context.runsDir);
   else {
@@ -76,10 +78,11 @@ export async function prepareRun(
   throwIfAborted(signal);
   const whole = job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
   const plan = options.smoke ? smokePlan(whole) : whole;
-  return { job, resolved, plan, steps: totalSteps(job, resolved), python, runDir };
+  return { job, resolved, plan, steps: totalSteps(job, resolved), python, runDir, placement };
 }
 
-async function resolveConfig(
+/** @throws E_CONFIG_* */
+export async function resolveConfig(
   { cwd, env }: BridgeContext,
   job: Job,
   source: string | RcmConfigInput,
@@ -95,14 +98,16 @@ export const stepsKey = (job: Job): string => (job === 'distill' ? 'schedule.ste
 export const totalSteps = (job: Job, { config }: Pick<ResolvedConfig, 'config'>): number =>
   job === 'distill' ? config.schedule.steps : config.pretrain.steps;
 
-/** `steps`, `gpus` and `name` are keys like others; they come last, as flags do. */
+/** `steps`, `gpus`, `nodes`, `launcher` and `name` are keys like others; they come last, as flags do. */
 function settings(
   job: Job,
-  { set = [], steps, gpus, name }: RunOptions,
+  { set = [], steps, gpus, nodes, launcher, name }: RunOptions,
 ): readonly string[] | Readonly<Record<string, unknown>> {
   const flags = {
     [stepsKey(job)]: steps,
     'compute.gpusPerNode': gpus,
+    'compute.nodes': nodes,
+    'compute.launcher': launcher,
     name,
   };
   const given = Object.entries(flags).filter(([, value]) => value !== undefined);
@@ -118,14 +123,24 @@ export async function startRun(
   options: RunOptions,
 ): Promise<RunHandle> {
   const existing = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
+  const resolved = await resolveConfig(context, job, source, options);
   if (existing !== undefined && options.ifExists === 'resume' && readRecord(existing)) {
-    await compareWithStored(context, existing, await resolveConfig(context, job, source, options));
-    const { signal, onCreated, detached = false } = options;
-    const common = { detached, ...(signal ? { signal } : {}), ...(onCreated ? { onCreated } : {}) };
-    return resumeRun(context, existing, common);
+    await compareWithStored(context, existing, resolved);
+    const { signal, onCreated, detached = false, rendezvous, nodeRank } = options;
+    return resumeRun(context, existing, given({ detached, signal, onCreated, rendezvous, nodeRank }));
   }
-  return launchPrepared(context, await prepareRun(context, job, source, options), options);
+  const { config } = resolved;
+  const placement = placementOf(config.compute, options, context.env);
+  if (placement.launcher === 'torchrun' && placement.node > 0) {
+    const { joinRun } = await import('./launchers/join-run.ts');
+    return joinRun(context, { ...options, job, config, placement });
+  }
+  return launchPrepared(context, await prepareRun(context, job, resolved, options), options);
 }
+
+/** The options that are not undefined. */
+const given = <Options extends object>(options: { [Key in keyof Options]: Options[Key] | undefined }): Options =>
+  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as Options;
 
 /**
  * `--if-exists resume` goes on with the config the run began with: another one is refused where it would make another
@@ -185,7 +200,7 @@ export async function ownPrepared(
   throwIfAborted(anySignal(context.options.signal, options.signal));
   const { runDir } = place;
   const { record, lock } = await createRunDir(prepared, place, options.smoke ?? false);
-  const { branch, resolved } = prepared;
+  const { branch, resolved, placement } = prepared;
   const { config } = resolved;
   const start = {
     job: prepared.job,
@@ -203,7 +218,7 @@ export async function ownPrepared(
     remove(runDir);
     throw error;
   };
-  return own(context, { runDir, record, lock, start, config, python: prepared.python, options, refused });
+  return own(context, { runDir, record, lock, start, config, python: prepared.python, placement, options, refused });
 }
 
 async function createRunDir(

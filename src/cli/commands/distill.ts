@@ -9,6 +9,8 @@ import {
   graceMs,
   graceOption,
   pairs,
+  placement,
+  placementOptions,
   pythonOption,
   runsDirOption,
   setOption,
@@ -30,13 +32,18 @@ export const distill: Command = {
 
 /** Options of the commands that start a run. */
 export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
-  graceOption(detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs))))))
+  graceOption(detachOption(consentOptions(pythonOption(runsDirOption(placementOptions(setOption(yargs)))))))
     .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
     .option('steps', { type: 'string', requiresArg: true, describe: `Training steps in all (${stepsKey})` })
     .option('gpus', {
       type: 'string',
       requiresArg: true,
-      describe: 'GPUs used on this machine; with compute.device=cpu, processes (compute.gpusPerNode)',
+      describe: 'GPUs used on each machine; with compute.device=cpu, processes (compute.gpusPerNode)',
+    })
+    .option('nodes', { type: 'string', requiresArg: true, describe: 'Machines (compute.nodes)' })
+    .option('launcher', {
+      choices: ['auto', 'local', 'torchrun', 'slurm'] as const,
+      describe: 'How the processes are started (compute.launcher)',
     })
     .option('run-dir', {
       type: 'string',
@@ -56,6 +63,8 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
   const config = text(options, 'config') ?? 'digits-rcm';
   const steps = wholeNumber(options, 'steps', 1);
   const gpus = wholeNumber(options, 'gpus', 1);
+  const nodes = wholeNumber(options, 'nodes', 1);
+  const launcher = text(options, 'launcher') as 'auto' | 'local' | 'torchrun' | 'slurm' | undefined;
   const name = text(options, 'name');
   const runDir = text(options, 'run-dir');
   const grace = graceMs(options);
@@ -65,7 +74,10 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
     ignorePlan: options['ignore-plan'] === true,
     ifExists: (text(options, 'if-exists') ?? 'error') as 'error' | 'resume',
     ...(steps === undefined ? {} : { steps }),
+    ...placement(options),
     ...(gpus === undefined ? {} : { gpus }),
+    ...(nodes === undefined ? {} : { nodes }),
+    ...(launcher === undefined ? {} : { launcher }),
     ...(name === undefined ? {} : { name }),
     ...(runDir === undefined ? {} : { runDir }),
   };
