@@ -289,6 +289,11 @@ export const errorCodes = {
     summary: 'The Python sidecar did not start or did not say hello in time.',
     fix: '`rcm-bridge doctor` checks the environment.',
   },
+  E_SLURM: {
+    exitCode: 3,
+    summary: 'Slurm is not there, did not take a job, or ended it before its run began.',
+    fix: 'The message has the words of Slurm or of the job; --slurm KEY=VALUE passes options to sbatch.',
+  },
   E_TANGENT_GATE: {
     exitCode: 1,
     summary: 'The derivative that training would use is not the derivative of the network.',
@@ -298,6 +303,11 @@ export const errorCodes = {
     exitCode: 5,
     summary: 'The teacher failed its check: output not finite, or guidance changes nothing.',
     fix: 'Check `teacher.weights` and `teacher.negative`; `health.teacherCheck: false` switches the check off.',
+  },
+  E_TIME_LIMIT: {
+    exitCode: 2,
+    summary: 'The time limit of a job is shorter than its start, one step and the checkpoint.',
+    fix: 'Give more with `--slurm time=HH:MM:SS`; `rcm-bridge plan` says what a step takes.',
   },
   E_TORCH_CPU: {
     exitCode: 3,

@@ -151,7 +151,7 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
         import('./dry-run.ts'),
       ]);
       const resolved = await resolveConfig(context, job, config, runOptions);
-      return describeDryRun(context, await prepareRun(context, job, resolved, runOptions));
+      return describeDryRun(context, await prepareRun(context, job, resolved, runOptions), runOptions);
     },
     plan: async (config = defaultConfig, planOptions = {}) => {
       const { planConfig } = await import('./plan-run.ts');

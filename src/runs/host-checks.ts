@@ -18,6 +18,17 @@ export async function checkHost(
   checkPretrainingBatch(job, config);
   checkData(job, config);
   await checkProcesses(config.compute, gpus);
+  checkWeights(job, config, env);
+}
+
+/** The same where the run will be started on other machines: their GPUs cannot be seen from here, but their files. */
+export function checkFiles(job: Job, config: RcmConfig, env: NodeJS.ProcessEnv = process.env): void {
+  checkPretrainingBatch(job, config);
+  checkData(job, config);
+  checkWeights(job, config, env);
+}
+
+function checkWeights(job: Job, config: RcmConfig, env: NodeJS.ProcessEnv): void {
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
     locateWeights(locator, adapter ? undefined : config.model.name, env);

@@ -41,6 +41,8 @@ export interface RunOptions {
   readonly rendezvous?: string;
   /** Which of the machines this is, from 0, which leads. Default within a job of Slurm: SLURM_NODEID. */
   readonly nodeRank?: number;
+  /** With `launcher: 'slurm'`: options of sbatch, such as `partition=gpu` or `exclusive`. */
+  readonly slurm?: readonly string[];
   /** Name in the run id and in reports, like `name`. */
   readonly name?: string;
   /** Folder of this run, instead of one below `runsDir`. */

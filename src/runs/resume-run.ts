@@ -43,6 +43,11 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
   }
   const config = readStoredConfig(runDir);
   const placement = placementOf(config.compute, options, context.env);
+  if (placement.launcher === 'slurm') {
+    throw new RcmBridgeError('E_USAGE', `Run ${seen.id} is started through Slurm (compute.launcher).`, {
+      hint: 'Submit its script again with sbatch (docs/launchers.md), or use distill with --run-dir and --if-exists resume.',
+    });
+  }
   if (placement.launcher === 'torchrun' && placement.node > 0) {
     const { joinRun } = await import('./launchers/join-run.ts');
     return joinRun(context, { ...options, job: seen.job, config, placement });

@@ -1,5 +1,5 @@
 /** `distill` and `pretrain`: from a config to a run directory with a living owner. */
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { sizeWarnings } from '../config/sizes.ts';
 import type { RcmConfigInput, ResolvedConfig } from '../config/types.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
@@ -10,7 +10,7 @@ import { readStoredConfig, writeStoredConfig } from './config-file.ts';
 import { anySignal, type BridgeContext, cacheDir, type Interpreter, neededPackages } from './context.ts';
 import { makeDirectory, remove } from './files.ts';
 import type { RunHandle } from './handle.ts';
-import { checkHost } from './host-checks.ts';
+import { checkFiles, checkHost } from './host-checks.ts';
 import { inboxName } from './inbox.ts';
 import { type Placement, placementOf } from './launchers/placement.ts';
 import { type RunLock, takeLock } from './lock.ts';
@@ -20,7 +20,7 @@ import { thisOwner } from './owner.ts';
 import { checkPlan } from './plan-run.ts';
 import { type Job, type RunParent, type RunRecord, readRecord, writeRecord } from './record.ts';
 import { resumeRun } from './resume-run.ts';
-import { newRunId } from './run-id.ts';
+import { newRunId, runIdPattern } from './run-id.ts';
 import { smokeConfig } from './smoke.ts';
 import { checkNewRunDir, checkRunsDir } from './store.ts';
 
@@ -69,12 +69,15 @@ export async function prepareRun(
   const runDir = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
   if (runDir === undefined) checkRunsDir(context.runsDir);
   else {
-    checkNewRunDir(runDir);
+    if (options.ifExists !== 'resume') checkNewRunDir(runDir);
     checkRunsDir(runDir);
   }
   const python = await context.findPython(signal, neededPackages(config));
-  await checkHost(job, config, context.env);
-  if (job === 'distill') await checkPlan(context, config, options.ignorePlan ?? false);
+  if (placement.launcher === 'slurm') checkFiles(job, config, context.env);
+  else {
+    await checkHost(job, config, context.env);
+    if (job === 'distill') await checkPlan(context, config, options.ignorePlan ?? false);
+  }
   throwIfAborted(signal);
   const whole = job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
   const plan = options.smoke ? smokePlan(whole) : whole;
@@ -124,13 +127,16 @@ export async function startRun(
 ): Promise<RunHandle> {
   const existing = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
   const resolved = await resolveConfig(context, job, source, options);
+  const { config } = resolved;
+  const placement = placementOf(config.compute, options, context.env);
   if (existing !== undefined && options.ifExists === 'resume' && readRecord(existing)) {
     await compareWithStored(context, existing, resolved);
+    if (placement.launcher === 'slurm') {
+      return launchPrepared(context, await prepareRun(context, job, resolved, options), options);
+    }
     const { signal, onCreated, detached = false, rendezvous, nodeRank } = options;
     return resumeRun(context, existing, given({ detached, signal, onCreated, rendezvous, nodeRank }));
   }
-  const { config } = resolved;
-  const placement = placementOf(config.compute, options, context.env);
   if (placement.launcher === 'torchrun' && placement.node > 0) {
     const { joinRun } = await import('./launchers/join-run.ts');
     return joinRun(context, { ...options, job, config, placement });
@@ -164,14 +170,24 @@ async function compareWithStored(context: BridgeContext, runDir: string, given: 
   context.notice(`The run goes on with its own ${names}; resume --set makes a child run with other values.`);
 }
 
+/** A folder that is named like a run, such as that of a job of Slurm, has the id of its run. */
+function idOf({ runDir, resolved }: PreparedRun): string {
+  const name = runDir === undefined ? '' : basename(runDir);
+  return runIdPattern.test(name) ? name : newRunId(resolved.config.name);
+}
+
 /** Starts a run whose checks are done, in this process or detached. */
 export async function launchPrepared(
   context: BridgeContext,
   prepared: PreparedRun,
-  options: Pick<RunOptions, 'smoke' | 'detached' | 'signal' | 'onCreated'>,
+  options: Pick<RunOptions, 'smoke' | 'detached' | 'signal' | 'onCreated' | 'slurm' | 'ignorePlan'>,
 ): Promise<RunHandle> {
-  const id = newRunId(prepared.resolved.config.name);
+  const id = idOf(prepared);
   const runDir = prepared.runDir ?? join(context.runsDir, id);
+  if (prepared.placement.launcher === 'slurm') {
+    const { submitRun } = await import('./launchers/slurm.ts');
+    return submitRun(context, { id, runDir, job: prepared.job, config: prepared.resolved.config }, options);
+  }
   const run = options.detached
     ? await startPreparedDetached(context, prepared, { id, runDir }, options)
     : await ownPrepared(context, prepared, { id, runDir }, options);

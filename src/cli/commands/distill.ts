@@ -15,6 +15,7 @@ import {
   runsDirOption,
   setOption,
   text,
+  texts,
   wholeNumber,
 } from '../options.ts';
 import type { Output } from '../output.ts';
@@ -44,6 +45,12 @@ export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
     .option('launcher', {
       choices: ['auto', 'local', 'torchrun', 'slurm'] as const,
       describe: 'How the processes are started (compute.launcher)',
+    })
+    .option('slurm', {
+      type: 'string',
+      array: true,
+      nargs: 1,
+      describe: 'An option of sbatch for --launcher slurm: partition=NAME, time=HH:MM:SS, account=NAME, ...',
     })
     .option('run-dir', {
       type: 'string',
@@ -75,6 +82,7 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
     ifExists: (text(options, 'if-exists') ?? 'error') as 'error' | 'resume',
     ...(steps === undefined ? {} : { steps }),
     ...placement(options),
+    slurm: texts(options, 'slurm'),
     ...(gpus === undefined ? {} : { gpus }),
     ...(nodes === undefined ? {} : { nodes }),
     ...(launcher === undefined ? {} : { launcher }),
