@@ -1,6 +1,7 @@
 """Start of the sidecar: `<python> -P -u -X faulthandler py/launch.py`, with one line of JSON on stdin.
 
-With `--rank` it is one of the further processes of a training job, which the sidecar starts.
+With `--rank` it is one of the further processes of a training job, which the sidecar starts; with `--node` what starts
+them on a machine other than the first.
 
 Nothing is installed: exactly `py/` and `kernels/` of this package are put on the module path. The guard against
 becoming an orphan stands before anything heavy is imported.
@@ -26,6 +27,11 @@ if __name__ == "__main__":
         from rcm_sidecar import rank_process
 
         sys.exit(rank_process.main(line))
+
+    if "--node" in sys.argv:
+        from rcm_sidecar import node_process
+
+        sys.exit(node_process.main(line))
 
     from rcm_sidecar import server
 

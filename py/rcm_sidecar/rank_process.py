@@ -9,6 +9,7 @@ import traceback
 
 import msgspec
 
+from rcm_sidecar.distributed import nodes
 from rcm_sidecar.distributed.launch import RankLine
 from rcm_sidecar.error_report import error_body
 from rcm_sidecar.errors import SidecarError
@@ -17,7 +18,10 @@ from rcm_sidecar.link import JobCancelled
 
 _FAILED = 1
 _YIELD_SECONDS = 1.0
-"""A broken connection is a RuntimeError or an OSError like others: the process that broke it reports first."""
+"""A broken connection is a RuntimeError or an OSError like others: the process that broke it reports first.
+
+Where a whole machine may be gone, that takes longer to notice.
+"""
 
 
 def main(line: bytes) -> int:
@@ -33,7 +37,7 @@ def main(line: bytes) -> int:
         if isinstance(error, SidecarError) and error.remote is not None:
             os._exit(0)  # the process where it happened reports it
         if isinstance(error, (RuntimeError, OSError)):
-            time.sleep(_YIELD_SECONDS)
+            time.sleep(_YIELD_SECONDS if os.environ["GROUP_WORLD_SIZE"] == "1" else nodes.YIELD_SECONDS)
         os.write(task.report, msgspec.json.encode(error_body(error)))
         code = _FAILED
     sys.stderr.flush()

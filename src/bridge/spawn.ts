@@ -12,22 +12,40 @@ export interface ProcessExit {
   readonly signal: NodeJS.Signals | null;
 }
 
+interface PythonStart {
+  readonly python: string;
+  /** py/launch.py and its arguments. */
+  readonly script: readonly string[];
+  readonly cwd: string;
+  readonly env: Readonly<Record<string, string>>;
+  /** JSON values; the pid of this process is added. */
+  readonly line: Readonly<Record<string, unknown>>;
+}
+
+export interface SpawnedPython {
+  readonly child: SidecarProcess;
+  readonly exited: Promise<ProcessExit>;
+  readonly failed: Promise<never>;
+}
+
+/** `spawnPython` for the sidecar. */
+export const spawnSidecar = (
+  options: Omit<PythonStart, 'script' | 'line'> & {
+    readonly launchFile: string;
+    readonly line: Omit<StartLine, 'ppid'>;
+  },
+): SpawnedPython => spawnPython({ ...options, script: [options.launchFile] });
+
 /**
- * Starts `<python> -P -u -X faulthandler <launchFile>` as leader of its own process group and writes the start line to
- * its stdin, which stays open: its end ends the sidecar. The token is in no argument and no variable.
+ * Starts `<python> -P -u -X faulthandler <script>` as leader of its own process group and writes the start line to its
+ * stdin, which stays open: its end ends the process. A token is in no argument and no variable.
  *
  * @throws RcmBridgeError E_SIDECAR_START in a worker thread: the kernel kills the sidecar when the spawning thread ends.
  */
-export function spawnSidecar(options: {
-  readonly python: string;
-  readonly launchFile: string;
-  readonly cwd: string;
-  readonly env: Readonly<Record<string, string>>;
-  readonly line: Omit<StartLine, 'ppid'>;
-}): { readonly child: SidecarProcess; readonly exited: Promise<ProcessExit>; readonly failed: Promise<never> } {
+export function spawnPython(options: PythonStart): SpawnedPython {
   if (!isMainThread)
     throw new RcmBridgeError('E_SIDECAR_START', 'The Python sidecar can be started from the main thread only.');
-  const child = spawn(options.python, ['-P', '-u', '-X', 'faulthandler', options.launchFile], {
+  const child = spawn(options.python, ['-P', '-u', '-X', 'faulthandler', ...options.script], {
     cwd: options.cwd,
     env: { ...options.env },
     stdio: ['pipe', 'pipe', 'pipe'],
@@ -48,6 +66,6 @@ export function spawnSidecar(options: {
   failed.catch(() => undefined);
   // A child that dies early closes the pipe; its exit event says so, the write error adds nothing.
   child.stdin.on('error', () => undefined);
-  child.stdin.write(`${JSON.stringify({ ...options.line, ppid: process.pid } satisfies StartLine)}\n`);
+  child.stdin.write(`${JSON.stringify({ ...options.line, ppid: process.pid })}\n`);
   return { child, exited, failed };
 }

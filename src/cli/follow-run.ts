@@ -23,6 +23,7 @@ export async function followRun(begin: Begin, output: Output, graceMs: number): 
     const run = await begin({ onCreated });
     // Not before: a refused command says two lines and no more.
     output.say(`Run ${run.id} in ${run.dir}`);
+    if (run.node > 0) return await takePart(run, output);
     for await (const event of run) {
       progress.show(event);
       output.line({ ...event });
@@ -33,6 +34,13 @@ export async function followRun(begin: Begin, output: Output, graceMs: number): 
     progress.end();
     stopListening();
   }
+}
+
+/** Another machine than the one that leads: that one shows and prints; all end with the code of the run. */
+async function takePart(run: RunHandle, output: Output): Promise<number> {
+  const { state, step, exitCode } = await run.result();
+  output.say(`Node ${run.node}: the run ${state} at step ${step}.`);
+  return exitCode;
 }
 
 function report(result: RunResult, output: Output): number {

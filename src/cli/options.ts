@@ -48,6 +48,29 @@ export const detachOption = (yargs: Argv): Argv =>
     describe: 'Leave the run to a process of its own, print its id and end',
   });
 
+/** Which machine of several this is, and where they meet. */
+export const placementOptions = (yargs: Argv): Argv =>
+  yargs
+    .option('rdzv', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Where several machines meet, HOST:PORT; machine 0 has that address and listens there',
+    })
+    .option('node-rank', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Which of them this is, from 0, which leads (default in a Slurm job: SLURM_NODEID)',
+    });
+
+export function placement(options: Options): { readonly rendezvous?: string; readonly nodeRank?: number } {
+  const rendezvous = text(options, 'rdzv');
+  const nodeRank = wholeNumber(options, 'node-rank', 0);
+  return {
+    ...(rendezvous === undefined ? {} : { rendezvous }),
+    ...(nodeRank === undefined ? {} : { nodeRank }),
+  };
+}
+
 /** `--set key.path=value`, one pair each time. */
 export const setOption = (yargs: Argv): Argv =>
   yargs.option('set', {

@@ -12,7 +12,6 @@ const accepted: Readonly<Record<string, readonly unknown[]>> = {
   'losses.scm.allowNoisyDerivative': [false],
   'data.kind': ['digits', 'latentShards'],
   'data.holdOut': [0.2],
-  'compute.launcher': ['auto', 'local'],
   'compute.precision': [precision('fp32', 'fp32'), precision('bf16', 'bf16'), precision('bf16', 'fp32')],
   'compute.offload': ['none', 'optimizer'],
   'compute.compile': [false],

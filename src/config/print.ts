@@ -24,7 +24,7 @@ export function describeAuto(config: RcmConfig): PrintedConfig {
     // On a CPU a process's whole share goes through at once.
     'schedule.microBatchSize': schedule.batchSize / processesOf(config).data,
     'compute.device': 'cpu',
-    'compute.launcher': 'local',
+    'compute.launcher': config.compute.nodes > 1 ? 'torchrun' : 'local',
     'compute.parallel.contextKind': autoContextKind(config),
     'compute.attention': 'eager',
   };

@@ -174,6 +174,11 @@ export const errorCodes = {
     summary: '`model.name` is no network this version knows.',
     fix: 'Use the name that the message suggests.',
   },
+  E_NODE_LOST: {
+    exitCode: 4,
+    summary: 'A machine of a run on several is gone: it was switched off, or its network failed.',
+    fix: 'Look at the machine that the message names, then `rcm-bridge resume` on as many as the run has.',
+  },
   E_NODE_VERSION: {
     exitCode: 3,
     summary: 'This version of Node.js is too old or not supported.',
@@ -234,6 +239,11 @@ export const errorCodes = {
     summary: 'The interpreter is no CPython 3.11, 3.12 or 3.13.',
     fix: 'Name another one with `--python`.',
   },
+  E_RENDEZVOUS: {
+    exitCode: 3,
+    summary: 'The machines of a run did not come together, or are not alike.',
+    fix: 'Start the same command on all of them, each with its --node-rank; --rdzv is an address of machine 0.',
+  },
   E_RUNS_DIR: {
     exitCode: 3,
     summary: 'The folder of the runs is a file, or cannot be written.',
@@ -279,6 +289,11 @@ export const errorCodes = {
     summary: 'The Python sidecar did not start or did not say hello in time.',
     fix: '`rcm-bridge doctor` checks the environment.',
   },
+  E_SLURM: {
+    exitCode: 3,
+    summary: 'Slurm is not there, did not take a job, or ended it before its run began.',
+    fix: 'The message has the words of Slurm or of the job; --slurm KEY=VALUE passes options to sbatch.',
+  },
   E_TANGENT_GATE: {
     exitCode: 1,
     summary: 'The derivative that training would use is not the derivative of the network.',
@@ -288,6 +303,11 @@ export const errorCodes = {
     exitCode: 5,
     summary: 'The teacher failed its check: output not finite, or guidance changes nothing.',
     fix: 'Check `teacher.weights` and `teacher.negative`; `health.teacherCheck: false` switches the check off.',
+  },
+  E_TIME_LIMIT: {
+    exitCode: 2,
+    summary: 'The time limit of a job is shorter than its start, one step and the checkpoint.',
+    fix: 'Give more with `--slurm time=HH:MM:SS`; `rcm-bridge plan` says what a step takes.',
   },
   E_TORCH_CPU: {
     exitCode: 3,

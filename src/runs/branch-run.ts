@@ -8,6 +8,7 @@ import { readStoredResolved } from './config-file.ts';
 import { anySignal, type BridgeContext } from './context.ts';
 import type { RunHandle } from './handle.ts';
 import { checkHost } from './host-checks.ts';
+import { placementOf } from './launchers/placement.ts';
 import type { ResumeOptions } from './options.ts';
 import type { Job } from './record.ts';
 import { refuseDrift } from './resume-run.ts';
@@ -30,6 +31,11 @@ export async function branchRun(
 ): Promise<RunHandle> {
   const signal = anySignal(context.options.signal, options.signal);
   const resolved = await childConfig(context, dir, options.set);
+  const placement = placementOf(resolved.config.compute, options, context.env);
+  if (placement.launcher === 'torchrun' && placement.node > 0) {
+    const { joinRun } = await import('./launchers/join-run.ts');
+    return joinRun(context, { ...options, job: parent.job, config: resolved.config, placement });
+  }
   const checkpoint = await findCheckpoint(dir, options.fromStep);
   const steps = totalSteps(parent.job, resolved);
   refusePast(parent.job, steps, checkpoint);
@@ -46,6 +52,7 @@ export async function branchRun(
     steps,
     python,
     runDir: undefined,
+    placement,
     branch: {
       parent: { id: parent.id, step: checkpoint.step },
       checkpoint,

@@ -158,11 +158,12 @@ export async function openBridge(options: BridgeOptions, parts: BridgeParts): Pr
     distill: (config = defaultConfig, runOptions = {}) => start('distill', config, runOptions),
     pretrain: (config = defaultConfig, runOptions = {}) => start('pretrain', config, runOptions),
     dryRun: async (job, config = defaultConfig, runOptions = {}) => {
-      const [{ prepareRun }, { describeDryRun }] = await Promise.all([
+      const [{ prepareRun, resolveConfig }, { describeDryRun }] = await Promise.all([
         import('./start-run.ts'),
         import('./dry-run.ts'),
       ]);
-      return describeDryRun(context, await prepareRun(context, job, config, runOptions));
+      const resolved = await resolveConfig(context, job, config, runOptions);
+      return describeDryRun(context, await prepareRun(context, job, resolved, runOptions), runOptions);
     },
     plan: async (config = defaultConfig, planOptions = {}) => {
       const { planConfig } = await import('./plan-run.ts');

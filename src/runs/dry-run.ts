@@ -3,7 +3,9 @@ import { join } from 'node:path';
 import { processesOf } from '../config/parallel.ts';
 import { packageRoot } from '../package-root.ts';
 import type { BridgeContext } from './context.ts';
+import type { RunOptions } from './options.ts';
 import type { Job } from './record.ts';
+import { newRunId } from './run-id.ts';
 import type { PreparedRun } from './start-run.ts';
 
 export interface DryRun {
@@ -22,10 +24,16 @@ export interface DryRun {
   /** Program and arguments of the sidecar. */
   readonly launchCommand: readonly string[];
   readonly evaluationRows: number;
+  /** What `--launcher slurm` would submit. */
+  readonly script: string | null;
   readonly text: string;
 }
 
-export function describeDryRun(context: BridgeContext, prepared: PreparedRun): DryRun {
+export async function describeDryRun(
+  context: BridgeContext,
+  prepared: PreparedRun,
+  options: Pick<RunOptions, 'slurm' | 'smoke' | 'ignorePlan'>,
+): Promise<DryRun> {
   const { job, resolved, steps, plan } = prepared;
   const { config } = resolved;
   const { executable, version } = prepared.python;
@@ -41,10 +49,24 @@ export function describeDryRun(context: BridgeContext, prepared: PreparedRun): D
     runsDir: context.runsDir,
     runDir: prepared.runDir ?? null,
     python: { executable, version },
-    launchCommand: [executable, '-P', join(packageRoot(), 'py', 'launch.py')],
+    ...(await launchOf(context, prepared, options)),
     evaluationRows: plan.rows.length,
   };
   return { ...facts, text: textOf(facts, plan.samples) };
+}
+
+async function launchOf(
+  context: BridgeContext,
+  { job, resolved: { config }, python, placement, runDir }: PreparedRun,
+  options: Pick<RunOptions, 'slurm' | 'smoke' | 'ignorePlan'>,
+): Promise<Pick<DryRun, 'launchCommand' | 'script'>> {
+  if (placement.launcher !== 'slurm') {
+    return { launchCommand: [python.executable, '-P', join(packageRoot(), 'py', 'launch.py')], script: null };
+  }
+  const { scriptOf, slurmFiles } = await import('./launchers/slurm.ts');
+  const place = runDir ?? join(context.runsDir, newRunId(config.name));
+  const script = scriptOf(context, { job, config, runDir: place }, options);
+  return { launchCommand: ['sbatch', '--parsable', slurmFiles(place).script], script };
 }
 
 function textOf(plan: Omit<DryRun, 'text'>, samples: number): string {
@@ -55,5 +77,6 @@ function textOf(plan: Omit<DryRun, 'text'>, samples: number): string {
     `evaluate  ${plan.evaluationRows} rows of up to ${samples} samples`,
     `python    ${plan.python.executable} (${plan.python.version})`,
     `launch    ${plan.launchCommand.join(' ')}`,
+    ...(plan.script === null ? [] : ['', plan.script.trimEnd()]),
   ].join('\n');
 }

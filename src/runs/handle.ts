@@ -60,6 +60,8 @@ export interface RunHandle extends AsyncIterable<RunEvent> {
   readonly state: RunState;
   /** True when `resume` found the run complete, so that nothing was started. */
   readonly wasComplete: boolean;
+  /** Number of this machine in a run on several; 0, which leads, on one. */
+  readonly node: number;
   /** All events of this attempt, ending with `end`. */
   [Symbol.asyncIterator](): AsyncIterator<RunEvent>;
   /** A further reader. `gap` events say how many were lost when it was too slow. */

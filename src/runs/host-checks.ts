@@ -16,25 +16,23 @@ export async function checkHost(
   gpus: () => Promise<readonly string[]> = listGpus,
 ): Promise<void> {
   checkPretrainingBatch(job, config);
-  checkNodes(config.compute.nodes);
   checkData(job, config);
   await checkProcesses(config.compute, gpus);
+  checkWeights(job, config, env);
+}
+
+/** The same where the run will be started on other machines: their GPUs cannot be seen from here, but their files. */
+export function checkFiles(job: Job, config: RcmConfig, env: NodeJS.ProcessEnv = process.env): void {
+  checkPretrainingBatch(job, config);
+  checkData(job, config);
+  checkWeights(job, config, env);
+}
+
+function checkWeights(job: Job, config: RcmConfig, env: NodeJS.ProcessEnv): void {
   if (job === 'pretrain') return;
   for (const { locator, adapter } of namedWeights(config)) {
     locateWeights(locator, adapter ? undefined : config.model.name, env);
   }
-}
-
-/** Configs for several machines can be checked and planned; starting them is not there yet. */
-function checkNodes(nodes: number): void {
-  if (nodes === 1) return;
-  throw new RcmBridgeError(
-    'E_CONFIG_NOT_YET',
-    `compute.nodes is ${nodes}, and runs on several machines are not there yet.`,
-    {
-      hint: 'Set compute.nodes=1 and what depends on it (compute.parallel, schedule.batchSize); `rcm-bridge plan` says what fits.',
-    },
-  );
 }
 
 /** The shards are there; the sidecar looks inside. */

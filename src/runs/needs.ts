@@ -60,7 +60,7 @@ function gpuNeeds({ compute }: RcmConfig, { gpus }: Host): readonly Need[] {
   if (device !== 'cuda') return [];
   const wanted = nodes === 1 ? `${gpusPerNode}` : `${gpusPerNode} on each of ${nodes} machines`;
   const here = gpus.length === 0 ? 'none' : `${gpus.length} x ${gpus[0]}`;
-  if (gpus.length >= gpusPerNode && nodes === 1) return [found('GPUs', here)];
+  if (gpus.length >= gpusPerNode) return [found('GPUs', nodes === 1 ? here : `${here}, on each of ${nodes} machines`)];
   const fewer = 'see `rcm-bridge plan` for fewer GPUs (--gpus N)';
   return [missing('GPUs', `${wanted} wanted, ${here} here; use a machine that has them, or ${fewer}.`)];
 }

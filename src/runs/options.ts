@@ -33,6 +33,16 @@ export interface RunOptions {
   readonly steps?: number;
   /** Processes on this machine, each with a GPU of its own unless `compute.device` is cpu: `compute.gpusPerNode`. */
   readonly gpus?: number;
+  /** Machines: `compute.nodes`. The same run is started on each of them, with `rendezvous` and `nodeRank`. */
+  readonly nodes?: number;
+  /** How processes are started: `compute.launcher`. */
+  readonly launcher?: 'auto' | 'local' | 'torchrun' | 'slurm';
+  /** Address of the machine that leads a run on several, `HOST:PORT`; it listens there. */
+  readonly rendezvous?: string;
+  /** Which of the machines this is, from 0, which leads. Default within a job of Slurm: SLURM_NODEID. */
+  readonly nodeRank?: number;
+  /** With `launcher: 'slurm'`: options of sbatch, such as `partition=gpu` or `exclusive`. */
+  readonly slurm?: readonly string[];
   /** Name in the run id and in reports, like `name`. */
   readonly name?: string;
   /** Folder of this run, instead of one below `runsDir`. */
@@ -62,7 +72,9 @@ export interface ResumeOptions {
   readonly fromStep?: number;
   /** Config keys of the child run, as in `RunOptions`; only those that may change on resume. */
   readonly set?: readonly string[] | Readonly<Record<string, unknown>>;
-  /** As in `RunOptions`. */
+  /** These as in `RunOptions`. */
+  readonly rendezvous?: string;
+  readonly nodeRank?: number;
   readonly detached?: boolean;
   readonly signal?: AbortSignal;
   readonly onCreated?: (run: RunHandle) => void;

@@ -5,6 +5,8 @@ import type { RunStart } from '../protocol/messages.ts';
 import { anySignal, type BridgeContext, type Interpreter, sidecarVariables } from './context.ts';
 import { describeEnvironment, writeEnvironment } from './environment.ts';
 import type { RunHandle } from './handle.ts';
+import type { Placement } from './launchers/placement.ts';
+import { torchrunLauncher } from './launchers/torchrun.ts';
 import type { RunLock } from './lock.ts';
 import type { RunOptions } from './options.ts';
 import { startOwnedRun } from './owned-run.ts';
@@ -17,6 +19,7 @@ export interface OwnParts {
   readonly start: Extract<RunStart, { job: Job }>;
   readonly config: ResolvedConfig['config'];
   readonly python: Interpreter;
+  readonly placement: Placement;
   readonly options: Pick<RunOptions, 'signal' | 'onCreated'>;
   /** Puts the directory back as it was and throws. */
   readonly refused: (error: RcmBridgeError) => Promise<never>;
@@ -34,7 +37,10 @@ export async function own(context: BridgeContext, parts: OwnParts): Promise<RunH
   const run = await startOwnedRun({
     ...parts,
     environment,
-    launch: context.launch,
+    launch:
+      parts.placement.launcher === 'torchrun'
+        ? torchrunLauncher(context.launch, parts.placement.rendezvous)
+        : context.launch,
     python: parts.python.executable,
     cwd,
     env: sidecarVariables(context.env),

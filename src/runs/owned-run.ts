@@ -215,6 +215,7 @@ class Owner {
       id: record.id,
       dir: runDir,
       wasComplete: false,
+      node: 0,
       get state() {
         return state.record.state;
       },

@@ -60,6 +60,7 @@ export function openRemoteRun(runDir: string, options: RemoteRunOptions = {}): R
     id: first.id,
     dir: runDir,
     wasComplete: options.wasComplete ?? false,
+    node: 0,
     get state() {
       return now().state;
     },

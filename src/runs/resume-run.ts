@@ -12,6 +12,7 @@ import { writeFileAtomic } from './files.ts';
 import type { RunHandle } from './handle.ts';
 import { clearInbox } from './inbox.ts';
 import { journalName, metricsName } from './journal.ts';
+import { placementOf } from './launchers/placement.ts';
 import { lockHolder, takeLock } from './lock.ts';
 import type { ResumeOptions } from './options.ts';
 import { own } from './own.ts';
@@ -40,8 +41,18 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
     );
     return openRemoteRun(runDir, { signal, wasComplete: true });
   }
-  refuseLiving(runDir, seen);
   const config = readStoredConfig(runDir);
+  const placement = placementOf(config.compute, options, context.env);
+  if (placement.launcher === 'slurm') {
+    throw new RcmBridgeError('E_USAGE', `Run ${seen.id} is started through Slurm (compute.launcher).`, {
+      hint: 'Submit its script again with sbatch (docs/launchers.md), or use distill with --run-dir and --if-exists resume.',
+    });
+  }
+  if (placement.launcher === 'torchrun' && placement.node > 0) {
+    const { joinRun } = await import('./launchers/join-run.ts');
+    return joinRun(context, { ...options, job: seen.job, config, placement });
+  }
+  refuseLiving(runDir, seen);
   const python = (): Promise<Interpreter> => context.findPython(signal, neededPackages(config));
   if (options.detached) return resumeDetached(context, runDir, options, await python());
   const checkpoint = await checkpointFor(context, runDir, seen);
@@ -77,7 +88,7 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
     restore();
     throw error;
   };
-  return own(context, { runDir, record, lock, start, config, python: interpreter, options, refused });
+  return own(context, { runDir, record, lock, start, config, python: interpreter, placement, options, refused });
 }
 
 /** Only Python is looked for before, because that may ask for consent; the owner checks the rest. */
@@ -87,9 +98,13 @@ async function resumeDetached(
   options: ResumeOptions,
   python: Interpreter,
 ): Promise<RunHandle> {
-  const { allowDrift = false } = options;
+  const { allowDrift = false, rendezvous } = options;
   const { startDetached } = await import('./detached/start-detached.ts');
-  const task = { kind: 'resume', allowDrift } as const;
+  const task = {
+    kind: 'resume',
+    allowDrift,
+    ...(rendezvous === undefined ? {} : { rendezvous, nodeRank: 0 }),
+  } as const;
   return startDetached(context, { task, runDir, python, options });
 }
 

@@ -1,5 +1,5 @@
 /** `distill` and `pretrain`: from a config to a run directory with a living owner. */
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { sizeWarnings } from '../config/sizes.ts';
 import type { RcmConfigInput, ResolvedConfig } from '../config/types.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
@@ -10,8 +10,9 @@ import { readStoredConfig, writeStoredConfig } from './config-file.ts';
 import { anySignal, type BridgeContext, cacheDir, type Interpreter, neededPackages } from './context.ts';
 import { makeDirectory, remove } from './files.ts';
 import type { RunHandle } from './handle.ts';
-import { checkHost } from './host-checks.ts';
+import { checkFiles, checkHost } from './host-checks.ts';
 import { inboxName } from './inbox.ts';
+import { type Placement, placementOf } from './launchers/placement.ts';
 import { type RunLock, takeLock } from './lock.ts';
 import type { RunOptions } from './options.ts';
 import { own } from './own.ts';
@@ -19,7 +20,7 @@ import { thisOwner } from './owner.ts';
 import { checkPlan } from './plan-run.ts';
 import { type Job, type RunParent, type RunRecord, readRecord, writeRecord } from './record.ts';
 import { resumeRun } from './resume-run.ts';
-import { newRunId } from './run-id.ts';
+import { newRunId, runIdPattern } from './run-id.ts';
 import { smokeConfig } from './smoke.ts';
 import { checkNewRunDir, checkRunsDir } from './store.ts';
 
@@ -32,6 +33,7 @@ export interface PreparedRun {
   readonly python: Interpreter;
   /** Absolute; undefined: one below the runs folder, named when it is made. */
   readonly runDir: string | undefined;
+  readonly placement: Placement;
   /** What a child run goes on from. */
   readonly branch?: Branch;
 }
@@ -50,36 +52,40 @@ export interface RunPlace {
 }
 
 /**
- * Checks config, runs folder, Python, hardware and files, in this order; creates nothing.
+ * Checks runs folder, Python, hardware and files, in this order; creates nothing.
  * @throws E_USAGE, E_CONFIG_*, E_RUNS_DIR, E_RUN_DIR, E_RUN_EXISTS, E_PYTHON_*, E_CONSENT, E_GPU, E_WEIGHTS_NOT_FOUND,
  *   E_DATA_NOT_FOUND, E_ABORTED
  */
 export async function prepareRun(
   context: BridgeContext,
   job: Job,
-  source: string | RcmConfigInput,
+  resolved: ResolvedConfig,
   options: RunOptions,
 ): Promise<PreparedRun> {
   const signal = anySignal(context.options.signal, options.signal);
   throwIfAborted(signal);
-  const resolved = await resolveConfig(context, job, source, options);
   const { config } = resolved;
+  const placement = placementOf(config.compute, options, context.env);
   const runDir = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
   if (runDir === undefined) checkRunsDir(context.runsDir);
   else {
-    checkNewRunDir(runDir);
+    if (options.ifExists !== 'resume') checkNewRunDir(runDir);
     checkRunsDir(runDir);
   }
   const python = await context.findPython(signal, neededPackages(config));
-  await checkHost(job, config, context.env);
-  if (job === 'distill') await checkPlan(context, config, options.ignorePlan ?? false);
+  if (placement.launcher === 'slurm') checkFiles(job, config, context.env);
+  else {
+    await checkHost(job, config, context.env);
+    if (job === 'distill') await checkPlan(context, config, options.ignorePlan ?? false);
+  }
   throwIfAborted(signal);
   const whole = job === 'distill' ? distillationPlan(config) : pretrainingPlan(config);
   const plan = options.smoke ? smokePlan(whole) : whole;
-  return { job, resolved, plan, steps: totalSteps(job, resolved), python, runDir };
+  return { job, resolved, plan, steps: totalSteps(job, resolved), python, runDir, placement };
 }
 
-async function resolveConfig(
+/** @throws E_CONFIG_* */
+export async function resolveConfig(
   { cwd, env }: BridgeContext,
   job: Job,
   source: string | RcmConfigInput,
@@ -95,14 +101,16 @@ export const stepsKey = (job: Job): string => (job === 'distill' ? 'schedule.ste
 export const totalSteps = (job: Job, { config }: Pick<ResolvedConfig, 'config'>): number =>
   job === 'distill' ? config.schedule.steps : config.pretrain.steps;
 
-/** `steps`, `gpus` and `name` are keys like others; they come last, as flags do. */
+/** `steps`, `gpus`, `nodes`, `launcher` and `name` are keys like others; they come last, as flags do. */
 function settings(
   job: Job,
-  { set = [], steps, gpus, name }: RunOptions,
+  { set = [], steps, gpus, nodes, launcher, name }: RunOptions,
 ): readonly string[] | Readonly<Record<string, unknown>> {
   const flags = {
     [stepsKey(job)]: steps,
     'compute.gpusPerNode': gpus,
+    'compute.nodes': nodes,
+    'compute.launcher': launcher,
     name,
   };
   const given = Object.entries(flags).filter(([, value]) => value !== undefined);
@@ -118,14 +126,27 @@ export async function startRun(
   options: RunOptions,
 ): Promise<RunHandle> {
   const existing = options.runDir === undefined ? undefined : resolve(context.cwd, options.runDir);
+  const resolved = await resolveConfig(context, job, source, options);
+  const { config } = resolved;
+  const placement = placementOf(config.compute, options, context.env);
   if (existing !== undefined && options.ifExists === 'resume' && readRecord(existing)) {
-    await compareWithStored(context, existing, await resolveConfig(context, job, source, options));
-    const { signal, onCreated, detached = false } = options;
-    const common = { detached, ...(signal ? { signal } : {}), ...(onCreated ? { onCreated } : {}) };
-    return resumeRun(context, existing, common);
+    await compareWithStored(context, existing, resolved);
+    if (placement.launcher === 'slurm') {
+      return launchPrepared(context, await prepareRun(context, job, resolved, options), options);
+    }
+    const { signal, onCreated, detached = false, rendezvous, nodeRank } = options;
+    return resumeRun(context, existing, given({ detached, signal, onCreated, rendezvous, nodeRank }));
   }
-  return launchPrepared(context, await prepareRun(context, job, source, options), options);
+  if (placement.launcher === 'torchrun' && placement.node > 0) {
+    const { joinRun } = await import('./launchers/join-run.ts');
+    return joinRun(context, { ...options, job, config, placement });
+  }
+  return launchPrepared(context, await prepareRun(context, job, resolved, options), options);
 }
+
+/** The options that are not undefined. */
+const given = <Options extends object>(options: { [Key in keyof Options]: Options[Key] | undefined }): Options =>
+  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as Options;
 
 /**
  * `--if-exists resume` goes on with the config the run began with: another one is refused where it would make another
@@ -149,14 +170,24 @@ async function compareWithStored(context: BridgeContext, runDir: string, given: 
   context.notice(`The run goes on with its own ${names}; resume --set makes a child run with other values.`);
 }
 
+/** A folder that is named like a run, such as that of a job of Slurm, has the id of its run. */
+function idOf({ runDir, resolved }: PreparedRun): string {
+  const name = runDir === undefined ? '' : basename(runDir);
+  return runIdPattern.test(name) ? name : newRunId(resolved.config.name);
+}
+
 /** Starts a run whose checks are done, in this process or detached. */
 export async function launchPrepared(
   context: BridgeContext,
   prepared: PreparedRun,
-  options: Pick<RunOptions, 'smoke' | 'detached' | 'signal' | 'onCreated'>,
+  options: Pick<RunOptions, 'smoke' | 'detached' | 'signal' | 'onCreated' | 'slurm' | 'ignorePlan'>,
 ): Promise<RunHandle> {
-  const id = newRunId(prepared.resolved.config.name);
+  const id = idOf(prepared);
   const runDir = prepared.runDir ?? join(context.runsDir, id);
+  if (prepared.placement.launcher === 'slurm') {
+    const { submitRun } = await import('./launchers/slurm.ts');
+    return submitRun(context, { id, runDir, job: prepared.job, config: prepared.resolved.config }, options);
+  }
   const run = options.detached
     ? await startPreparedDetached(context, prepared, { id, runDir }, options)
     : await ownPrepared(context, prepared, { id, runDir }, options);
@@ -185,7 +216,7 @@ export async function ownPrepared(
   throwIfAborted(anySignal(context.options.signal, options.signal));
   const { runDir } = place;
   const { record, lock } = await createRunDir(prepared, place, options.smoke ?? false);
-  const { branch, resolved } = prepared;
+  const { branch, resolved, placement } = prepared;
   const { config } = resolved;
   const start = {
     job: prepared.job,
@@ -203,7 +234,7 @@ export async function ownPrepared(
     remove(runDir);
     throw error;
   };
-  return own(context, { runDir, record, lock, start, config, python: prepared.python, options, refused });
+  return own(context, { runDir, record, lock, start, config, python: prepared.python, placement, options, refused });
 }
 
 async function createRunDir(

@@ -1,6 +1,12 @@
 /** What SIGINT, SIGTERM and SIGUSR1 mean to the process that owns a run. */
 import type { RunHandle } from './handle.ts';
 
+/**
+ * A scheduler tells all processes of a job, and its script and srun pass the same on: within this time they are one
+ * signal. Ctrl-C is not: who presses it twice means it.
+ */
+const sameSignalMs = 5_000;
+
 /** Exit codes of a second signal. */
 const endCodes = { SIGINT: 130, SIGTERM: 143, SIGUSR1: 143 } as const;
 
@@ -16,12 +22,16 @@ export interface StopOptions {
  */
 export function stopOnSignals(run: RunHandle, { graceMs, onFirst }: StopOptions): () => void {
   let asked = false;
+  let heardMs = 0;
   const onSignal = (signal: NodeJS.Signals): void => {
     if (asked) {
+      const isSame = process.env.SLURM_JOB_ID !== undefined && signal !== 'SIGINT';
+      if (isSame && performance.now() - heardMs < sameSignalMs) return;
       // The sidecar dies with this process, and so do its children.
       process.exit(endCodes[signal as keyof typeof endCodes]);
     }
     asked = true;
+    heardMs = performance.now();
     onFirst?.();
     run.cancel({ checkpoint: true, deadlineMs: graceMs }).catch(() => undefined);
   };

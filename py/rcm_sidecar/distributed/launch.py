@@ -1,9 +1,9 @@
-"""Starts, joins and watches the processes of a training job on this machine.
+"""Starts, joins and watches the processes of a training job.
 
 The sidecar that talks to Node is rank 0 itself and starts the other ranks. torchrun's agent cannot do that: it makes
 every rank a child of its own and puts each into a session of its own, out of reach of the guards that end our process
 group with Node. So the ranks get torchrun's variables, and nothing else of it. They meet at a store on the loopback
-interface.
+interface, those of several machines at the address that the user has named (see `nodes`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,18 +27,18 @@ import torch.distributed as dist
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from rcm_sidecar.config import Compute
+from rcm_sidecar.distributed import nodes
 from rcm_sidecar.distributed.device import device_of
 from rcm_sidecar.distributed.flight_recorder import recorded_on_signal
 from rcm_sidecar.distributed.job_team import SILENCE, JobTeam
 from rcm_sidecar.distributed.mesh import ParallelSizes, build_mesh, parallel_sizes
+from rcm_sidecar.distributed.nodes import LostRank, Meeting, OtherNodes
 from rcm_sidecar.errors import SidecarError
 from rcm_sidecar.link import JobCancelled, JobLink
 from rcm_sidecar.protocol import Count, DistillStart, ErrorBody, PretrainStart, TrainingStart
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 _LOOPBACK = "127.0.0.1"
-_MEETING = timedelta(minutes=10)
-"""How long processes wait for each other at the start: importing torch from a slow disk takes minutes."""
 _NOTICE_SECONDS = 5.0
 """How long the main thread has to notice that another process is gone; after that its end is reported without it."""
 _LEAVE_SECONDS = 10.0
@@ -49,9 +49,27 @@ class RankLine(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
 
     ppid: int
     rank: Count
+    host: str
     port: Count
     report: Count
     start: DistillStart | PretrainStart
+
+
+@dataclass(frozen=True)
+class Place:
+    """What of a job runs on one machine.
+
+    Attributes:
+        node: Number of the machine.
+        processes: Ranks on each machine.
+        world: Ranks of all machines.
+        meeting: Where they meet.
+    """
+
+    node: int
+    processes: int
+    world: int
+    meeting: Meeting
 
 
 class RankLost(SidecarError):
@@ -61,9 +79,9 @@ class RankLost(SidecarError):
         remote: What it reported, or None when it could not.
     """
 
-    def __init__(self, rank: int, code: int, remote: ErrorBody | None) -> None:
-        """Name the rank, this host and the reason; `code` is that of `Popen.returncode`."""
-        host = socket.gethostname()
+    def __init__(self, lost: LostRank) -> None:
+        """Name the rank, its host and the reason."""
+        rank, host, code, remote = lost.rank, lost.host, lost.code, lost.report
         hint = f"See logs/rank-{rank}.log in the run directory, then go on with `rcm-bridge resume`."
         details = {"rank": rank, "host": host, "exit": code, **({} if remote is None else remote.details)}
         if remote is None:
@@ -74,38 +92,63 @@ class RankLost(SidecarError):
         self.remote = remote
 
 
-class Ranks:
-    """Ranks 1 and up of a job, children of this process.
+class Losses:
+    """The first process or machine of a job that is lost.
 
     Args:
-        start: The job.
-        world: Number of processes, this one included.
-        link: Told when this process cannot notice itself that another one is gone.
+        tell: Called, from a thread, when rank 0 does not notice by itself in time.
     """
 
-    def __init__(self, start: TrainingStart, world: int, link: JobLink) -> None:
-        self._link = link
-        self._logs = Path(start.run_dir) / "logs"
-        self._lost: RankLost | None = None
+    def __init__(self, tell: Callable[[SidecarError], None]) -> None:
+        self._tell = tell
+        self._first: SidecarError | None = None
         self._noticed = threading.Event()
         self._changed = threading.Condition()
         self._ending = False
-        self.store, port = _open_store(world)
-        self._start, self._world, self._port = start, world, port
+
+    def found(self, error: SidecarError) -> None:
+        """Remember it, if it is the first; blocks until somebody has noticed."""
+        with self._changed:
+            if self._first is not None or self._ending:
+                return
+            self._first = error
+            self._changed.notify_all()
+        if not self._noticed.wait(_NOTICE_SECONDS) and not self._ending:
+            self._tell(error)
+
+    def first(self, patience_seconds: float) -> SidecarError | None:
+        """The first; waits for one, because a broken connection shows before the exit."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._first is not None, patience_seconds)
+            self._noticed.set()
+            return self._first
+
+    def close(self) -> None:
+        """What ends from now on is no loss."""
+        self._ending = True
+
+
+class Ranks:
+    """The ranks of this machine that are children of this process: all of them, but on the first machine rank 0.
+
+    Args:
+        start: The job.
+        place: This machine's part of it.
+        lost: Called, from a thread, with a rank that ended in error.
+    """
+
+    def __init__(self, start: TrainingStart, place: Place, lost: Callable[[LostRank], None]) -> None:
+        self._lost = lost
+        self._logs = Path(start.run_dir) / "logs"
+        self._ending = False
+        self._start, self._place = start, place
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def begin(self) -> None:
         """Start them."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        for rank in range(1, self._world):
-            self._begin(rank)
-
-    def lost(self, patience_seconds: float) -> RankLost | None:
-        """The first rank that ended in error; waits for one, because a broken connection shows before the exit."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._lost is not None, patience_seconds)
-            self._noticed.set()
-            return self._lost
+        for local in range(1 if self._place.node == 0 else 0, self._place.processes):
+            self._begin(local)
 
     def end(self, patience_seconds: float) -> None:
         """Let the ranks end by themselves for a while, then kill them."""
@@ -121,9 +164,11 @@ class Ranks:
             if process.stdin is not None:
                 process.stdin.close()
 
-    def _begin(self, rank: int) -> None:
+    def _begin(self, local: int) -> None:
         read, write = os.pipe()
-        line = RankLine(ppid=os.getpid(), rank=rank, port=self._port, report=write, start=self._start)  # type: ignore[arg-type]
+        place, meeting = self._place, self._place.meeting
+        rank = place.node * place.processes + local
+        line = RankLine(os.getpid(), rank, meeting.host, meeting.port, write, self._start)  # type: ignore[arg-type]
         with (self._logs / f"rank-{rank}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-u", "-X", "faulthandler", str(_LAUNCH), "--rank"],
@@ -131,7 +176,7 @@ class Ranks:
                 stdout=log,
                 stderr=log,
                 pass_fds=(write,),
-                env={**os.environ, **_variables(rank, self._world, self._port)},
+                env={**os.environ, **_variables(place, local)},
             )
         self._processes.append(process)
         os.close(write)
@@ -147,14 +192,8 @@ class Ranks:
         code = process.wait()
         if code == 0 or self._ending:
             return
-        error = RankLost(rank, code, msgspec.json.decode(said, type=ErrorBody) if said else None)
-        with self._changed:
-            if self._lost is not None:
-                return
-            self._lost = error
-            self._changed.notify_all()
-        if not self._noticed.wait(_NOTICE_SECONDS) and not self._ending:
-            self._link.lost(error)
+        body = msgspec.json.decode(said, type=ErrorBody) if said else None
+        self._lost(LostRank(rank, socket.gethostname(), code, body))
 
 
 @contextmanager
@@ -172,22 +211,79 @@ def leading(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[J
         with _joined(HashStore(), 0, sizes, compute, device, start) as team:
             yield team
         return
-    ranks = Ranks(start, sizes.world, link)
+    with ExitStack() as stack:
+        store, losses = stack.enter_context(_crew(start, compute, sizes, link))
+        patience = nodes.NOTICE_SECONDS if compute.nodes > 1 else _NOTICE_SECONDS
+        try:
+            with _joined(store, 0, sizes, compute, device, start) as team:
+                yield team
+        except (JobCancelled, SidecarError):
+            raise
+        except Exception as error:
+            lost = losses.first(patience if isinstance(error, (RuntimeError, OSError)) else 0.0)
+            if lost is None:
+                raise
+            raise lost from error
+
+
+@contextmanager
+def _crew(
+    start: TrainingStart, compute: Compute, sizes: ParallelSizes, link: JobLink
+) -> Iterator[tuple[TCPStore, Losses]]:
+    """The other ranks, started and watched; they are ended whatever happens."""
+    if compute.nodes > 1:
+        with _other_nodes(start, compute, link) as (others, losses):
+            place = Place(0, compute.gpus_per_node, sizes.world, others.meeting)
+            with _local_ranks(start, place, losses):
+                yield others.store, losses
+        return
+    losses = Losses(link.lost)
+    store = nodes.host_meeting(Meeting(_LOOPBACK, 0), sizes.world)
+    with _local_ranks(start, Place(0, sizes.world, sizes.world, Meeting(_LOOPBACK, store.port)), losses):
+        yield store, losses
+
+
+@contextmanager
+def _local_ranks(start: TrainingStart, place: Place, losses: Losses) -> Iterator[None]:
+    ranks = Ranks(start, place, lambda lost: losses.found(RankLost(lost)))
     patience = 0.0
     try:
         ranks.begin()
-        with _joined(ranks.store, 0, sizes, compute, device, start) as team:
-            yield team
+        yield
         patience = _LEAVE_SECONDS
-    except (JobCancelled, SidecarError):
-        raise
-    except Exception as error:
-        lost = ranks.lost(_NOTICE_SECONDS if isinstance(error, (RuntimeError, OSError)) else 0.0)
-        if lost is None:
-            raise
-        raise lost from error
     finally:
+        losses.close()
         ranks.end(patience)
+
+
+@contextmanager
+def _other_nodes(start: TrainingStart, compute: Compute, link: JobLink) -> Iterator[tuple[OtherNodes, Losses]]:
+    """The other machines, gathered and watched; they are told how the job ended."""
+    others = OtherNodes(compute, meeting_of(os.environ))
+
+    def tell(error: SidecarError) -> None:
+        others.over(error)
+        link.lost(error)
+
+    losses = Losses(tell)
+    ended: BaseException | None = None
+    try:
+        others.gather(start, link)
+        others.watch(lambda lost: losses.found(RankLost(lost)), losses.found)
+        yield others, losses
+    except JobCancelled:
+        raise
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        others.over(ended)
+        others.wait_until_left()
+
+
+def meeting_of(variables: Mapping[str, str]) -> Meeting:
+    """The rendezvous that Node has put into torchrun's variables."""
+    return Meeting(variables["MASTER_ADDR"], int(variables["MASTER_PORT"]))
 
 
 @contextmanager
@@ -195,7 +291,7 @@ def following(line: RankLine, compute: Compute) -> Iterator[JobTeam]:
     """The team of a job as another rank."""
     sizes = sizes_of(compute)
     device = device_of(compute.device, int(os.environ["LOCAL_RANK"]))
-    store = TCPStore(_LOOPBACK, line.port, sizes.world, is_master=False, timeout=_MEETING)
+    store = nodes.join_meeting(Meeting(line.host, line.port), sizes.world)
     with _joined(store, line.rank, sizes, compute, device, line.start) as team:
         yield team
 
@@ -226,10 +322,12 @@ def _joined(
     if not needs_mesh(sizes, compute, device):
         yield JobTeam(rank, sizes, device)
         return
-    if compute.nodes == 1:
-        # Neither library listens beyond this machine.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    # Neither library listens on other interfaces than that of the rendezvous, which of one machine is the loopback.
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    interface = loopback if compute.nodes == 1 else nodes.interface_to(os.environ["MASTER_ADDR"])
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     # torch would pickle its flight recorder where a collective exceeds its time; see `flight_recorder`.
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -255,30 +353,15 @@ def _joined(
             dist.destroy_process_group()
 
 
-def _open_store(world: int) -> tuple[TCPStore, int]:
-    """The store where the processes meet; torch alone would listen on all interfaces."""
-    listening = socket.create_server((_LOOPBACK, 0), backlog=world)
-    port = listening.getsockname()[1]
-    store = TCPStore(
-        _LOOPBACK,
-        port,
-        world,
-        is_master=True,
-        timeout=_MEETING,
-        wait_for_workers=False,
-        master_listen_fd=listening.detach(),
-    )
-    return store, port
-
-
-def _variables(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun sets for a rank on one machine."""
+def _variables(place: Place, local: int) -> dict[str, str]:
+    """What torchrun sets for a rank."""
     return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": _LOOPBACK,
-        "MASTER_PORT": str(port),
+        "RANK": str(place.node * place.processes + local),
+        "LOCAL_RANK": str(local),
+        "WORLD_SIZE": str(place.world),
+        "LOCAL_WORLD_SIZE": str(place.processes),
+        "GROUP_RANK": str(place.node),
+        "GROUP_WORLD_SIZE": str(place.world // place.processes),
+        "MASTER_ADDR": place.meeting.host,
+        "MASTER_PORT": str(place.meeting.port),
     }

@@ -9,10 +9,13 @@ import {
   graceMs,
   graceOption,
   pairs,
+  placement,
+  placementOptions,
   pythonOption,
   runsDirOption,
   setOption,
   text,
+  texts,
   wholeNumber,
 } from '../options.ts';
 import type { Output } from '../output.ts';
@@ -30,13 +33,24 @@ export const distill: Command = {
 
 /** Options of the commands that start a run. */
 export const startOptions = (yargs: Argv, stepsKey: string): Argv =>
-  graceOption(detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs))))))
+  graceOption(detachOption(consentOptions(pythonOption(runsDirOption(placementOptions(setOption(yargs)))))))
     .positional('config', { type: 'string', describe: 'A file, or a preset (default digits-rcm)' })
     .option('steps', { type: 'string', requiresArg: true, describe: `Training steps in all (${stepsKey})` })
     .option('gpus', {
       type: 'string',
       requiresArg: true,
-      describe: 'GPUs used on this machine; with compute.device=cpu, processes (compute.gpusPerNode)',
+      describe: 'GPUs used on each machine; with compute.device=cpu, processes (compute.gpusPerNode)',
+    })
+    .option('nodes', { type: 'string', requiresArg: true, describe: 'Machines (compute.nodes)' })
+    .option('launcher', {
+      choices: ['auto', 'local', 'torchrun', 'slurm'] as const,
+      describe: 'How the processes are started (compute.launcher)',
+    })
+    .option('slurm', {
+      type: 'string',
+      array: true,
+      nargs: 1,
+      describe: 'An option of sbatch for --launcher slurm: partition=NAME, time=HH:MM:SS, account=NAME, ...',
     })
     .option('run-dir', {
       type: 'string',
@@ -56,6 +70,8 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
   const config = text(options, 'config') ?? 'digits-rcm';
   const steps = wholeNumber(options, 'steps', 1);
   const gpus = wholeNumber(options, 'gpus', 1);
+  const nodes = wholeNumber(options, 'nodes', 1);
+  const launcher = text(options, 'launcher') as 'auto' | 'local' | 'torchrun' | 'slurm' | undefined;
   const name = text(options, 'name');
   const runDir = text(options, 'run-dir');
   const grace = graceMs(options);
@@ -65,7 +81,11 @@ export async function start(kind: 'distill' | 'pretrain', options: Options, outp
     ignorePlan: options['ignore-plan'] === true,
     ifExists: (text(options, 'if-exists') ?? 'error') as 'error' | 'resume',
     ...(steps === undefined ? {} : { steps }),
+    ...placement(options),
+    slurm: texts(options, 'slurm'),
     ...(gpus === undefined ? {} : { gpus }),
+    ...(nodes === undefined ? {} : { nodes }),
+    ...(launcher === undefined ? {} : { launcher }),
     ...(name === undefined ? {} : { name }),
     ...(runDir === undefined ? {} : { runDir }),
   };

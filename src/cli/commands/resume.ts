@@ -8,6 +8,8 @@ import {
   graceMs,
   graceOption,
   pairs,
+  placement,
+  placementOptions,
   pythonOption,
   runsDirOption,
   setOption,
@@ -19,7 +21,7 @@ export const resume: Command = {
   command: 'resume <run>',
   describe: 'Go on with a run from its last checkpoint, or start a child run from any',
   options: yargs =>
-    graceOption(detachOption(consentOptions(pythonOption(runsDirOption(setOption(yargs))))))
+    graceOption(detachOption(consentOptions(pythonOption(runsDirOption(placementOptions(setOption(yargs)))))))
       .positional('run', { type: 'string', describe: 'An id, the start of one, a path, or "last"' })
       .option('from-step', {
         type: 'string',
@@ -36,6 +38,7 @@ export const resume: Command = {
       const given = {
         allowDrift: options['allow-drift'] === true,
         set: pairs(options),
+        ...placement(options),
         ...(fromStep === undefined ? {} : { fromStep }),
       };
       const name = String(text(options, 'run'));

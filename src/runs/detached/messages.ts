@@ -1,12 +1,13 @@
 /** What a starter and the owner process it has started tell each other, over the IPC channel of Node. */
 import type { Interpreter } from '../context.ts';
+import type { PlacementOptions } from '../launchers/placement.ts';
 import type { PreparedRun } from '../start-run.ts';
 import type { SentError } from './sent-error.ts';
 
 /** A new run that has passed the checks of its starter, or one that exists. */
 export type OwnerTask =
   | { readonly kind: 'start'; readonly id: string; readonly prepared: PreparedRun; readonly smoke: boolean }
-  | { readonly kind: 'resume'; readonly allowDrift: boolean };
+  | ({ readonly kind: 'resume'; readonly allowDrift: boolean } & PlacementOptions);
 
 /** All an owner process has to know. It comes as a message: words of a command line can be seen by everybody. */
 export interface OwnerOrder {

@@ -68,7 +68,8 @@ function begin(order: OwnerOrder, signal: AbortSignal, onCreated: (run: RunHandl
   if (task.kind === 'start') {
     return ownPrepared(context, task.prepared, { id: task.id, runDir }, { smoke: task.smoke, signal, onCreated });
   }
-  return resumeRun(context, runDir, { allowDrift: task.allowDrift, signal, onCreated });
+  const { kind: _, ...options } = task;
+  return resumeRun(context, runDir, { ...options, signal, onCreated });
 }
 
 function contextFrom({ runsDir, cwd, python, commandLine }: OwnerOrder): BridgeContext {
