@@ -56,12 +56,14 @@ class Reading:
         ahead: Most samples held ready.
         stride: Positions between the batches of a process: the samples of a step.
         max_bad: Most damaged samples that are skipped.
+        pinned: Batches are made in pinned memory, from which a GPU fetches them beside its work.
     """
 
     workers: int
     ahead: int
     stride: int
     max_bad: int
+    pinned: bool = False
 
 
 class DamagedSample(Exception):
@@ -139,8 +141,8 @@ class LatentShards:
         self._begin([*positions, *self._following(positions)], seed)
         fetched = [self._take(position, seed) for position in positions]
         return Batch(
-            latents=torch.stack([one.latent for one in fetched]),
-            condition=torch.stack([one.text for one in fetched]),
+            latents=self._stacked([one.latent for one in fetched]),
+            condition=self._stacked([one.text for one in fetched]),
             ids=tuple(self._name(one.number) for one in fetched),
             skipped=tuple(bad for one in fetched for bad in one.skipped),
         )
@@ -158,6 +160,13 @@ class LatentShards:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool, self._pending = None, {}
+
+    def _stacked(self, tensors: Sequence[Tensor]) -> Tensor:
+        """`torch.stack`, into pinned memory where batches go to a GPU."""
+        if not self._reading.pinned:
+            return torch.stack(list(tensors))
+        out = torch.empty((len(tensors), *tensors[0].shape), dtype=tensors[0].dtype, pin_memory=True)
+        return torch.stack(list(tensors), out=out)
 
     def _following(self, positions: range) -> Iterator[int]:
         """Positions of this process's next batches, at most `ahead`."""

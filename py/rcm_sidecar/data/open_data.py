@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from rcm_sidecar.config import Model, RunConfig
 from rcm_sidecar.data.digits import load_digits_data
 from rcm_sidecar.data.latent_shards import LatentShards, Reading, SampleShape
@@ -71,5 +73,6 @@ def _shards(config: RunConfig, cache_dir: Path | None) -> LatentShards:
         ahead=settings.shuffle_buffer,
         stride=config.schedule.batch_size,
         max_bad=settings.max_bad_samples,
+        pinned=config.compute.device != "cpu" and torch.cuda.is_available(),
     )
     return LatentShards(index, sample_shape(config, spec), reading)

@@ -1,30 +1,29 @@
 """What each step of a distillation does: the method's phases as closures over the batch (rcm-method section 6).
 
-All random numbers come from (seed, step, stream) and are drawn on the CPU for the whole batch, of which a process takes
-its samples: neither an interruption nor the size of micro-batches, the number of processes or the device changes them.
+Its random numbers are those of draws.py, whenever they were drawn.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rcm_sidecar.config import LogNormalSigma, RunConfig, TimeDistribution, UniformLogisticNormal, UniformShifted
+from rcm_sidecar.config import RunConfig
 from rcm_sidecar.data import Batch, TrainingData
 from rcm_sidecar.diffusion.guidance import Branches, Network
-from rcm_sidecar.diffusion.time_distributions import draw
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.dual import Dual, DualOrTensor
 from rcm_sidecar.evaluation.sampling import Conditioning
 from rcm_sidecar.methods import dcm, dmd, rcm, scm
 from rcm_sidecar.methods.loss import Loss
 from rcm_sidecar.step_clock import region, timed
-from rcm_sidecar.training.randomness import generator, normal
+from rcm_sidecar.training.draws import DrawnAhead, Draws, Numbers, RolloutNumbers, on_device
 from rcm_sidecar.training.trainer import Term, Work
 
 _BUCKETS = range(scm.TIME_BUCKETS)
@@ -40,17 +39,6 @@ _SCM_COUNTS = {f"scm/teacher_gap_bucket_{index}": f"teacher_gap_count_{index}" f
 _DMD_SCALARS = {"dmd/loss": "loss", "grad_norm/dmd": "grad_norm"}
 _DCM_SCALARS = {"dcm/loss": "loss", "dcm/teacher_gap": "teacher_gap", "grad_norm/dcm": "grad_norm"}
 _CRITIC_SCALARS = {"critic/loss": "loss"}
-
-
-def draw_times(distribution: TimeDistribution, count: int, source: torch.Generator) -> Tensor:
-    """TrigFlow times [count], float64, of a config's distribution."""
-    match distribution:
-        case LogNormalSigma(mean=mean, std=std):
-            return draw("logNormalSigma", count, generator=source, mean=mean, std=std)
-        case UniformShifted(shift=shift):
-            return draw("uniformShifted", count, generator=source, shift=shift)
-        case UniformLogisticNormal(std=std):
-            return draw("uniformLogisticNormal", count, generator=source, std=std)
 
 
 def method_schedule(config: RunConfig) -> rcm.MethodSchedule:
@@ -103,6 +91,7 @@ class DistillationPlan:
         condition: What the data keep of a condition, to text; frozen.
         branches: How the teacher's two guidance passes run.
         team: The processes that share a batch.
+        ahead: Draws the next step's numbers while this one is at work.
     """
 
     config: RunConfig
@@ -111,30 +100,74 @@ class DistillationPlan:
     condition: Conditioning
     branches: Branches = "sequential"
     team: JobTeam = ALONE
+    ahead: DrawnAhead = field(default_factory=DrawnAhead)
 
     def __call__(self, step: int, updates: Mapping[str, int]) -> Work:
         """The work of `step` (from 0)."""
-        student, critic = updates["student"], updates.get("critic", 0)
-        phase = rcm.next_phase(method_schedule(self.config), student, critic)
-        size, seed = self.config.schedule.batch_size, self.config.seed
+        phase = self._phase(updates)
+        size, seed, device = self.config.schedule.batch_size, self.config.seed, self.team.device
         share = self.team.own(size)
         samples = share.stop - share.start
         batch, values = take(self.data, step, size, share, seed)
-        latents = batch.latents.to(self.team.device)
+        latents = on_device(batch.latents, device)
         with torch.no_grad():
-            text = self.condition(batch.condition.to(self.team.device))
-        draws = Draws(seed, step, size, share, latents)
-        own = updates[phase.name]
+            text = self.condition(on_device(batch.condition, device))
+        drawn = self.ahead.take(*self._drawing(step, updates))
+        numbers = {name: one.to(device) for name, one in drawn.items()}
+        if step + 1 < self.config.schedule.steps:
+            self.ahead.begin(*self._drawing(step + 1, {**updates, phase.name: updates[phase.name] + 1}))
         make: dict[str, Callable[[], Term]] = {
-            "scm": lambda: self._scm(draws, latents, text, phase.warmup_ratio),
-            "dcm": lambda: self._dcm(draws, latents, text),
-            "dmd": lambda: self._dmd(draws, text, own),
-            "critic": lambda: self._critic(draws, text, own),
+            "scm": lambda: self._scm(numbers["scm"], latents, text, phase.warmup_ratio),
+            "dcm": lambda: self._dcm(numbers["dcm"], latents, text),
+            "dmd": lambda: self._dmd(numbers["dmd"], text),
+            "critic": lambda: self._critic(numbers["critic"], text),
         }
         terms = tuple(make[name]() for name in phase.losses)
         return Work(
             phase.name, phase.name, terms, samples, batch.tensors, share.start, values, batch.skipped, batch.ids
         )
+
+    def _phase(self, updates: Mapping[str, int]) -> rcm.Phase:
+        return rcm.next_phase(method_schedule(self.config), updates["student"], updates.get("critic", 0))
+
+    def _drawing(
+        self, step: int, updates: Mapping[str, int]
+    ) -> tuple[tuple[int, str, int], Callable[[], dict[str, Numbers]]]:
+        """What tells the numbers of a step from others, and a function that draws them, by loss."""
+        phase = self._phase(updates)
+        own = updates[phase.name]
+        return (step, phase.name, own), partial(self._numbers, step, phase.losses, own)
+
+    def _numbers(self, step: int, losses: Sequence[rcm.LossName], own_updates: int) -> dict[str, Numbers]:
+        size = self.config.schedule.batch_size
+        draws = Draws(self.config.seed, step, size, self.team.own(size), self.data.latent_shape)
+        numbers: dict[str, Numbers] = {name: self._numbers_of(name, draws, own_updates) for name in losses}
+        if self.team.device.type == "cuda":
+            return {name: one.each(Tensor.pin_memory) for name, one in numbers.items()}
+        return numbers
+
+    def _numbers_of(self, name: rcm.LossName, draws: Draws, own_updates: int) -> Numbers:
+        settings = self.config.losses
+        noise = draws.noise(f"{name}/noise")
+        if name == "dcm":
+            last = 1 - settings.dcm.teacher_steps / settings.dcm.grid_steps
+            return Numbers(noise, last * draws.uniform("dcm/time"))
+        if name == "scm":
+            return Numbers(noise, draws.times("scm/time", settings.scm.time_distribution))
+        times = draws.times(f"{name}/time", settings.dmd.time_distribution)
+        return Numbers(noise, times, self._rollout_numbers(name, draws, own_updates))
+
+    def _rollout_numbers(self, name: rcm.LossName, draws: Draws, own_updates: int) -> RolloutNumbers:
+        settings = self.config.losses.dmd
+        length = rcm.rollout_length(own_updates, settings.rollout_steps)
+        start = draws.noise(f"{name}/rollout-start")
+        following: Any = settings.rollout_times
+        if following == "random":
+            streams = [f"{name}/rollout-time-{index}" for index in range(1, length)]
+            drawn = [draws.times(stream, settings.time_distribution) for stream in streams]
+            following = torch.stack(drawn) if drawn else torch.empty(0, len(start), dtype=torch.float64)
+        fresh = tuple(draws.noise(f"{name}/rollout-noise-{index}") for index in range(1, length))
+        return RolloutNumbers(start, fresh, rcm.rollout_times(length, len(start), following))
 
     def _guided(self, text: Tensor) -> dict[str, Any]:
         guidance = self.config.teacher.guidance
@@ -146,10 +179,9 @@ class DistillationPlan:
             "branches": self.branches,
         }
 
-    def _scm(self, draws: Draws, latents: Tensor, text: Tensor, ratio: float) -> Term:
+    def _scm(self, numbers: Numbers, latents: Tensor, text: Tensor, ratio: float) -> Term:
         settings, networks = self.config.losses.scm, self.networks.timed()
-        noise = draws.noise("scm/noise")
-        u = draws.times("scm/time", settings.time_distribution)
+        noise, u = numbers.noise, numbers.times
 
         def loss(chosen: slice) -> Loss:
             return scm.scm_loss(
@@ -168,10 +200,9 @@ class DistillationPlan:
 
         return Term("scm", u, loss, _SCM_SCALARS, _SCM_COUNTS, dropped="non_finite_tangent")
 
-    def _dcm(self, draws: Draws, latents: Tensor, text: Tensor) -> Term:
+    def _dcm(self, numbers: Numbers, latents: Tensor, text: Tensor) -> Term:
         settings, networks = self.config.losses.dcm, self.networks.timed()
-        noise = draws.noise("dcm/noise")
-        q = draws.uniform("dcm/time") * (1 - settings.teacher_steps / settings.grid_steps)
+        noise, q = numbers.noise, numbers.times
 
         def loss(chosen: slice) -> Loss:
             return dcm.dcm_loss(
@@ -189,11 +220,10 @@ class DistillationPlan:
         times = dcm.grid_times(q, settings.grid_steps, settings.teacher_steps, settings.shift)[0]
         return Term("dcm", times, loss, _DCM_SCALARS)
 
-    def _dmd(self, draws: Draws, text: Tensor, own_updates: int) -> Term:
+    def _dmd(self, numbers: Numbers, text: Tensor) -> Term:
         settings, critic, teacher = self.config.losses.dmd, self._the_critic(), self.networks.timed().teacher
-        rollout = self._rollout(draws, "dmd", text, own_updates)
-        noise = draws.noise("dmd/noise")
-        u = draws.times("dmd/time", settings.time_distribution)
+        rollout = self._rollout(numbers, text)
+        noise, u = numbers.noise, numbers.times
 
         def loss(chosen: slice) -> Loss:
             return dmd.dmd_loss(
@@ -202,11 +232,10 @@ class DistillationPlan:
 
         return Term("dmd", u, loss, _DMD_SCALARS)
 
-    def _critic(self, draws: Draws, text: Tensor, own_updates: int) -> Term:
+    def _critic(self, numbers: Numbers, text: Tensor) -> Term:
         critic, time_scale = self._the_critic(), self.networks.time_scale
-        rollout = self._rollout(draws, "critic", text, own_updates)
-        noise = draws.noise("critic/noise")
-        u = draws.times("critic/time", self.config.losses.dmd.time_distribution)
+        rollout = self._rollout(numbers, text)
+        noise, u = numbers.noise, numbers.times
 
         def loss(chosen: slice) -> Loss:
             with torch.no_grad():
@@ -217,27 +246,18 @@ class DistillationPlan:
 
         return Term("critic", u, loss, _CRITIC_SCALARS)
 
-    def _rollout(self, draws: Draws, stream: str, text: Tensor, own_updates: int) -> Callable[[slice], Tensor]:
+    def _rollout(self, numbers: Numbers, text: Tensor) -> Callable[[slice], Tensor]:
         """The student's own samples of some of the batch; the last call carries gradient if gradients are on."""
-        settings = self.config.losses.dmd
-        length = rcm.rollout_length(own_updates, settings.rollout_steps)
-        start = draws.noise(f"{stream}/rollout-start")
-        fresh = [draws.noise(f"{stream}/rollout-noise-{index}") for index in range(1, length)]
-        following: Any = settings.rollout_times
-        if following == "random":
-            drawn = [
-                draws.times(f"{stream}/rollout-time-{index}", settings.time_distribution) for index in range(1, length)
-            ]
-            following = torch.stack(drawn) if drawn else torch.empty(0, len(text), dtype=torch.float64)
-        times = rcm.rollout_times(length, len(text), following)
+        drawn = numbers.rollout
+        assert drawn is not None  # `_numbers_of` draws it for every loss that comes here
         student = timed("rollout", self.networks.student)
 
         def run(chosen: slice) -> Tensor:
             return dmd.rollout(
                 student,
-                start[chosen],
-                times[:, chosen],
-                torch.stack([noise[chosen] for noise in fresh]) if fresh else None,
+                drawn.start[chosen],
+                drawn.times[:, chosen],
+                torch.stack([noise[chosen] for noise in drawn.fresh]) if drawn.fresh else None,
                 text=text[chosen],
                 time_scale=self.networks.time_scale,
             )
@@ -248,38 +268,3 @@ class DistillationPlan:
         critic = self.networks.timed().critic
         assert critic is not None  # the schedule has critic phases only for methods that have one
         return critic
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers of one step for a process's samples.
-
-    Attributes:
-        seed: Of the run.
-        step: Counted from 0.
-        size: Samples of the whole batch, for which the numbers are drawn.
-        share: Those of this process.
-        like: Its latents [B, ...], which give shape, dtype and device.
-    """
-
-    seed: int
-    step: int
-    size: int
-    share: slice
-    like: Tensor
-
-    def noise(self, stream: str) -> Tensor:
-        """Standard normal, as the latents."""
-        return normal(self.seed, self.step, stream, (self.size, *self.like.shape[1:]))[self.share].to(self.like)
-
-    def times(self, stream: str, distribution: TimeDistribution) -> Tensor:
-        """TrigFlow times [B], float64."""
-        return self._own(draw_times(distribution, self.size, generator(self.seed, self.step, stream)))
-
-    def uniform(self, stream: str) -> Tensor:
-        """Numbers in [0, 1), [B], float64."""
-        source = generator(self.seed, self.step, stream)
-        return self._own(torch.rand(self.size, generator=source, dtype=torch.float64))
-
-    def _own(self, drawn: Tensor) -> Tensor:
-        return drawn[self.share].to(self.like.device)

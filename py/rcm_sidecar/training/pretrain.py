@@ -15,7 +15,8 @@ from rcm_sidecar.diffusion.guidance import Network
 from rcm_sidecar.distributed.job_team import ALONE, JobTeam
 from rcm_sidecar.methods.loss import Loss, norm_per_sample, sum_per_sample
 from rcm_sidecar.step_clock import timed
-from rcm_sidecar.training.phases import Draws, take
+from rcm_sidecar.training.draws import Draws
+from rcm_sidecar.training.phases import take
 from rcm_sidecar.training.randomness import generator
 from rcm_sidecar.training.trainer import Term, Work
 
@@ -76,8 +77,9 @@ class PretrainingPlan:
         batch, values = take(self.data, step, size, share, seed)
         batch = replace(batch, condition=self._dropped(batch.condition, step, size, share))
         latents, labels = batch.latents.to(device), batch.condition.to(device)
-        draws = Draws(seed, step, size, share, latents)
-        noise, u = draws.noise("flow/noise"), draws.times("flow/time", settings.time_distribution)
+        draws = Draws(seed, step, size, share, self.data.latent_shape)
+        noise = draws.noise("flow/noise").to(device)
+        u = draws.times("flow/time", settings.time_distribution).to(device)
         network = timed("forward", self.network)
 
         def loss(chosen: slice) -> Loss:

@@ -25,6 +25,7 @@ from rcm_sidecar.methods.rcm import MethodSchedule, updates_after
 from rcm_sidecar.networks import Network, build
 from rcm_sidecar.networks.inputs import Role as AdapterRole
 from rcm_sidecar.training.branches import auto_branches, tokens_of_a_pass
+from rcm_sidecar.training.draws import DrawnAhead
 from rcm_sidecar.training.ema import DecayRule, Ema, constant_decay, power_decay
 from rcm_sidecar.training.learner import Learner, start_networks, starts
 from rcm_sidecar.training.optimizer import AdamW
@@ -143,7 +144,7 @@ def set_up_distillation(
     return Trained(
         trainer=Trainer(
             roles,
-            DistillationPlan(config, called, data, condition, branches, team),
+            DistillationPlan(config, called, data, condition, branches, team, DrawnAhead(team.device.type == "cuda")),
             micro_batch=size,
             team=team,
         ),

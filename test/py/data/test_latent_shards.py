@@ -28,9 +28,10 @@ def opened(
     latent: tuple[int, int, int, int] = LATENT,
     crop: bool = True,
     text: tuple[int, int] = TEXT,
+    pinned: bool = False,
 ) -> LatentShards:
     shape = SampleShape(latent, crop, *text)
-    return LatentShards(open_index(folder, None), shape, Reading(workers, ahead, stride, max_bad))
+    return LatentShards(open_index(folder, None), shape, Reading(workers, ahead, stride, max_bad, pinned))
 
 
 class Code:
@@ -205,3 +206,10 @@ def test_a_shard_of_another_size_beside_good_ones(folder: Path, tmp_path: Path) 
     data = opened(tmp_path, workers=0)
     batch = data.batch(0, 5, 0)
     assert [bad.name for bad in batch.skipped] == ["z.tar/000000050"]
+
+
+@pytest.mark.gpu
+def test_batches_for_a_gpu_are_pinned_and_the_same(folder: Path) -> None:
+    plain, pinned = (opened(folder, pinned=pinned).batch(3, 4, 0) for pinned in (False, True))
+    assert pinned.latents.is_pinned() and pinned.condition.is_pinned()
+    assert torch.equal(pinned.latents, plain.latents) and torch.equal(pinned.condition, plain.condition)
