@@ -20,7 +20,7 @@ from rcm_sidecar.encoders.prompts import NEGATIVE_PROMPTS
 from rcm_sidecar.encoders.text_encoder import load_text_encoder, padded
 from rcm_sidecar.encoders.vae import from_bytes, load_vae
 from rcm_sidecar.encoders.video_file import read_video, read_video_at, write_video
-from rcm_sidecar.errors import ConfigError, WeightsError
+from rcm_sidecar.errors import ConfigError, HostError, WeightsError
 from rcm_sidecar.evaluation.sampling import noise_sets
 from rcm_sidecar.link import Cancel, JobCancelled, RecordingLink
 from rcm_sidecar.networks import build
@@ -241,4 +241,12 @@ def test_lists_and_files_that_cannot_be_used_are_named_before_anything_is_writte
     with pytest.raises(ConfigError, match=words) as refused:
         encode(start_of, footage, name)
     assert refused.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_anything_is_written(start_of, footage, tmp_path, monkeypatch):
+    monkeypatch.setattr("rcm_sidecar.files.free_bytes", lambda path: 1000)
+    with pytest.raises(HostError, match=r"1e-06 GB are free") as refused:
+        encode(start_of, footage)
+    assert refused.value.code == "E_DISK_FULL"
     assert not (tmp_path / "out").exists()
