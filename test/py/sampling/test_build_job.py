@@ -59,8 +59,10 @@ def start_of(folders, tmp_path):
             cache_dir=str(tmp_path / "cache"),
         )
         if kind is BuildStart:
-            prompts = ("a cat", "a mat")
-            fields |= dict(source=str(folders[case.folder]), sampler=SAMPLER, prompts=prompts, samples=3, seed=7)
+            listed = tmp_path / "prompts.json"
+            listed.write_text('["a cat", "a mat"]')
+            fields |= dict(source=str(folders[case.folder]), sampler=SAMPLER, samples=3, seed=7)
+            fields |= dict(prompts_file=str(listed))
         return kind(**{**fields, **changes})
 
     return make
@@ -157,7 +159,6 @@ def test_two_processes_share_the_samples(start_of, tmp_path):
     [
         ({"seed": 8}, "begun with seed 7, not 8"),
         ({"sampler": msgspec.structs.replace(SAMPLER, steps=4)}, "begun with steps 3, not 4"),
-        ({"prompts": ("a cat",)}, "begun with prompts"),
         ({"samples": 4}, "begun with samples 3, not 4"),
     ],
 )
@@ -165,6 +166,13 @@ def test_another_set_does_not_mix_with_it(start_of, changes, words):
     run_build(start_of(), RecordingLink())
     with pytest.raises(ConfigError, match=words):
         run_build(start_of(**changes), RecordingLink())
+
+
+def test_other_prompts_do_not_mix_with_it(start_of, tmp_path):
+    run_build(start_of(), RecordingLink())
+    (tmp_path / "others.json").write_text('["a cat"]')
+    with pytest.raises(ConfigError, match="begun with prompts"):
+        run_build(start_of(prompts_file=str(tmp_path / "others.json")), RecordingLink())
 
 
 def test_an_encoder_of_another_model_is_refused(start_of, folders):
