@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from rcm_sidecar.checkpoints.reading import weights_files
@@ -53,13 +55,14 @@ def run_build(start: BuildStart, link: JobLink) -> EndBody:
     out, cache_dir = Path(start.out_dir), Path(start.cache_dir)
     reporter(link)("checking weights", 0, 1)
     texts = open_set_texts(recipe.spec, folder, cache_dir, out / PARTS)
-    content = _content(start, texts.cache.encoder, cache_dir)
+    prompts = msgspec.json.decode(Path(start.prompts_file).read_bytes(), type=list[str])
+    content = _content(start, prompts, texts.cache.encoder, cache_dir)
     writer = open_set(out, start.samples, content, start.share, start.shares)
-    missing = writer.missing()
-    encode_texts(texts, writer, [_prompt(start, number) for number in missing], negative, device, link, start.share)
-    if missing:
-        _draw(start, recipe, texts, negative, writer, missing, device, link)
-    return built(len(missing))
+    orders = {number: prompts[number % len(prompts)] for number in writer.missing()}
+    encode_texts(texts, writer, list(orders.values()), negative, device, link, start.share)
+    if orders:
+        _draw(start, recipe, texts, negative, writer, orders, device, link)
+    return built(len(orders))
 
 
 def built(samples: int) -> EndBody:
@@ -99,7 +102,7 @@ def _recipe(start: BuildStart) -> Recipe:
     return Recipe(spec, overrides, weights, settings, PixelSize(start.frames, start.height, start.width), None)
 
 
-def _content(start: BuildStart, encoder: str, cache_dir: Path) -> dict[str, Any]:
+def _content(start: BuildStart, prompts: list[str], encoder: str, cache_dir: Path) -> dict[str, Any]:
     """All that decides what sample i is."""
     return {
         "made by": "data build",
@@ -108,7 +111,7 @@ def _content(start: BuildStart, encoder: str, cache_dir: Path) -> dict[str, Any]
             "".join(file_hash(file, cache_dir) for file in weights_files(Path(start.source))).encode()
         ).hexdigest(),
         "text encoder": encoder,
-        "prompts": hashlib.sha256(json.dumps(start.prompts).encode()).hexdigest(),
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "seed": start.seed,
         "negative": start.negative,
         "steps": start.sampler.steps,
@@ -121,23 +124,19 @@ def _content(start: BuildStart, encoder: str, cache_dir: Path) -> dict[str, Any]
     }
 
 
-def _prompt(start: BuildStart, number: int) -> str:
-    return start.prompts[number % len(start.prompts)]
-
-
 def _draw(
     start: BuildStart,
     recipe: Recipe,
     texts: SetTexts,
     negative: Negative,
     writer: SetWriter,
-    missing: list[int],
+    orders: Mapping[int, str],
     device: torch.device,
     link: JobLink,
 ) -> None:
     report = reporter(link)
     calls = network_calls("teacher", start.sampler.steps, start.sampler.guidance)
-    report("loading the network", 0, len(missing) * calls)
+    report("loading the network", 0, len(orders) * calls)
     drawer, done = Drawer(recipe, device), 0
     sampler = Sampler(recipe.sampler, start.sampler.steps, calls, start.sampler.sigma_max)
     shape = latent_shape(recipe.spec, recipe.size)
@@ -146,11 +145,11 @@ def _draw(
 
     def called() -> None:
         nonlocal done
-        report("sampling", done, len(missing) * calls)
+        report("sampling", done, len(orders) * calls)
         done += 1
 
-    for index, number in enumerate(missing):
-        done, prompt = index * calls, _prompt(start, number)
+    for index, (number, prompt) in enumerate(orders.items()):
+        done = index * calls
         text = texts.of(prompt)
         latent = drawer.draw(sampler, shape, start.seed + number, text, against, called)[0]
         if not bool(torch.isfinite(latent).all()):
@@ -159,6 +158,6 @@ def _draw(
         writer.add(number, latent, text, prompt)
     if drawer.streamed:
         link.log("warn", "The network does not fit the GPU: its blocks stayed in main memory, which is slower.")
-    report("sampling", len(missing) * calls, len(missing) * calls)
+    report("sampling", len(orders) * calls, len(orders) * calls)
     del drawer
     free_memory()

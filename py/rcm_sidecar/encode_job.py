@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from rcm_sidecar.distributed.device import device_of
 from rcm_sidecar.encoders.embedding_cache import file_hash
 from rcm_sidecar.encoders.model_folder import open_model_folder
 from rcm_sidecar.errors import WeightsError
+from rcm_sidecar.files import free_bytes, require_space
 from rcm_sidecar.link import JobLink
 from rcm_sidecar.networks import build
+from rcm_sidecar.networks.spec import NetworkSpec
 from rcm_sidecar.packages import require_packages
 from rcm_sidecar.protocol import EncodeStart, EndBody
 from rcm_sidecar.sampling.recipe import network_arguments
@@ -25,6 +28,9 @@ from rcm_sidecar.sampling.sizes import PixelSize, latent_shape
 from rcm_sidecar.set_texts import find_negative, open_set_texts
 from rcm_sidecar.short_memory import free_memory
 
+_STORED_BYTES = 2
+_OVERHEAD_BYTES = 10_000
+"""What torch.save and tar add to a sample, at most."""
 _PACKAGES = ("av", "diffusers", "ftfy", "transformers", "webdataset")
 
 
@@ -53,6 +59,8 @@ def run_encode(start: EncodeStart, link: JobLink) -> EndBody:
     files = read_captions(Path(start.list), Path(start.folder))
     report, out, cache_dir = reporter(link), Path(start.out_dir), Path(start.cache_dir)
     check_frames(files[start.share :: start.shares], size)
+    if start.share == 0:
+        _require_space(out, len(files), latent_shape(spec, size), spec, link)
     report("checking weights", 0, 1)
     texts = open_set_texts(spec, folder, cache_dir, out / PARTS)
     content = _content(start, files, texts.cache.encoder, folder.vae, cache_dir)
@@ -77,6 +85,16 @@ def run_encode(start: EncodeStart, link: JobLink) -> EndBody:
     del vae
     free_memory()
     return built(len(missing))
+
+
+def _require_space(out: Path, samples: int, latent: tuple[int, ...], spec: NetworkSpec, link: JobLink) -> None:
+    """Say what a set takes, and refuse one that the disk cannot hold beside what is there of it."""
+    total = samples * (_STORED_BYTES * (math.prod(latent) + spec.text_len * spec.text_dim) + _OVERHEAD_BYTES)
+    there = sum(path.stat().st_size for pattern in ("*.tar", f"{PARTS}/*.part") for path in out.glob(pattern))
+    free = free_bytes(out)
+    room = "" if free is None else f", {free / 1e9:.3g} GB free"
+    link.log("info", f"{samples} files to {out}: {total / 1e9:.3g} GB, {there / 1e9:.3g} GB of them there{room}.")
+    require_space(out, max(0, total - there))
 
 
 def _content(

@@ -361,11 +361,14 @@ class SetSampler(Body, frozen=True):
 
 
 class BuildStart(SetStart, frozen=True, tag_field="job", tag="build"):
-    """Write a set of samples of a teacher: sample i has prompt i, counted around, and seed `seed` + i."""
+    """Write a set of samples of a teacher: sample i has prompt i, counted around, and seed `seed` + i.
+
+    `prompts_file` is a JSON array: many prompts are too long for a message.
+    """
 
     source: str
     sampler: SetSampler
-    prompts: tuple[str, ...]
+    prompts_file: str
     samples: Count
     seed: Count
 

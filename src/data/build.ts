@@ -1,6 +1,6 @@
 /** `data build`: the synthetic set that a teacher samples from prompts (rcm-method section 9). */
-import { existsSync, statfsSync } from 'node:fs';
-import { dirname, resolve } from 'node:path';
+import { existsSync, rmSync, statfsSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 import { loadConfig } from '../config/load.ts';
 import type { RcmConfig, RcmConfigInput } from '../config/types.ts';
 import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
@@ -10,7 +10,8 @@ import { buildSeconds, buildSteps, sampleBytes } from '../plan/data-needs.ts';
 import { knownGpu } from '../plan/machines.ts';
 import { type NetworkShape, networkShape } from '../plan/workload.ts';
 import { listGpus } from '../python/gpus.ts';
-import { anySignal, type BridgeContext } from '../runs/context.ts';
+import { anySignal, type BridgeContext, cacheDir } from '../runs/context.ts';
+import { makeDirectory, writeFileAtomic } from '../runs/files.ts';
 import { readPrompts } from '../runs/prompts.ts';
 import { locateWeights, teacherLocator } from '../runs/weights.ts';
 import { bytesIn, shardsIn } from './set-folder.ts';
@@ -61,19 +62,13 @@ export async function buildData(
   const teacher = locateWeights(teacherLocator(config), config.model.name, env);
   const need = await needOf(config, { prompts, num, steps, out, shares: common.shares });
   await agree(context, need, options.confirm);
-  const made = await writeSet(
-    context,
-    {
-      job: 'build',
-      ...common,
-      source: teacher,
-      sampler: { ...sampler, steps },
-      prompts: [...prompts],
-      samples: num,
-      seed: config.seed,
-    },
-    ['diffusers', 'transformers', 'ftfy', 'webdataset'],
-    options,
+  const promptsFile = join(cacheDir(env), `prompts-${process.pid}-${Date.now()}.json`);
+  makeDirectory(dirname(promptsFile));
+  writeFileAtomic(promptsFile, JSON.stringify(prompts));
+  const start = { job: 'build', ...common, source: teacher, sampler: { ...sampler, steps }, promptsFile } as const;
+  const needs = ['diffusers', 'transformers', 'ftfy', 'webdataset'] as const;
+  const made = await writeSet(context, { ...start, samples: num, seed: config.seed }, needs, options).finally(() =>
+    rmSync(promptsFile, { force: true }),
   );
   const written = { samples: num, made, shards: shardsIn(out), bytes: bytesIn(out) };
   return { out, ...written, prompts: prompts.length, seed: config.seed, steps, seconds: (Date.now() - began) / 1000 };

@@ -238,14 +238,14 @@ export const runStart = z
       ...setStart,
       source: z.string(),
       sampler: z.strictObject({ steps: count, shift: z.number(), guidance: z.number(), sigmaMax: z.number() }),
-      prompts: z.array(z.string()),
+      promptsFile: z.string(),
       samples: count,
       seed: count,
     }),
     z.strictObject({ job: z.literal('encode'), ...setStart, folder: z.string(), list: z.string() }),
   ])
   .describe(
-    'Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute. render draws a picture or video of each prompt and seed, from weights with or without a sampler.json; what is null is as the weights say or were released. inspect, verify and convert are about weight files: model null means the network their shapes show, dtype null each tensor as it is stored. fetch gets them from the hub, or without download only says what that takes. build and encode write a set of training data, of the samples of a teacher or of the pictures and videos that a list names; share is this process, of shares; step of the end is the number of samples it made.',
+    'Start a job; ok comes at once when it is accepted, the outcome is the event end. Paths are absolute. render draws a picture or video of each prompt and seed, from weights with or without a sampler.json; what is null is as the weights say or were released. inspect, verify and convert are about weight files: model null means the network their shapes show, dtype null each tensor as it is stored. fetch gets them from the hub, or without download only says what that takes. build and encode write a set of training data, of the samples of a teacher or of the pictures and videos that a list names; promptsFile is a JSON array, too long for a message; share is this process, of shares; step of the end is the number of samples it made.',
   );
 
 /** Control messages from Node to Python. All but welcome are requests, answered by ok or error. */

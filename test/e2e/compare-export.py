@@ -6,12 +6,20 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import torch
+from diffusers.models.transformers import transformer_cosmos
 
 from rcm_sidecar.checkpoints import load_network
 from rcm_sidecar.networks import build
+
+# It resizes the padding mask, all zeros here, with torchvision, whose builds are tied to torch's.
+transformer_cosmos.transforms = SimpleNamespace(
+    functional=SimpleNamespace(resize=lambda mask, size, interpolation: torch.zeros(*mask.shape[:2], *size)),
+    InterpolationMode=SimpleNamespace(NEAREST="nearest"),
+)
 
 run, name, overrides = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 net = build(name, **overrides)

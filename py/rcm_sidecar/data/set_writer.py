@@ -73,11 +73,6 @@ class SetWriter:
         """Folder of what is not needed any more when the set is complete."""
         return self._folder / PARTS
 
-    @property
-    def samples(self) -> int:
-        """Number of samples of this share."""
-        return sum(len(self._numbers(shard)) for shard in self._shards)
-
     def missing(self) -> list[int]:
         """Numbers of this share's samples that are not there yet, in order. Finishes shards whose parts all are."""
         numbers: list[int] = []

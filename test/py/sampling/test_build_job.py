@@ -20,7 +20,7 @@ from rcm_sidecar.encoders.prompts import NEGATIVE_PROMPTS
 from rcm_sidecar.encoders.text_encoder import load_text_encoder, padded
 from rcm_sidecar.encoders.vae import from_bytes, load_vae
 from rcm_sidecar.encoders.video_file import read_video, read_video_at, write_video
-from rcm_sidecar.errors import ConfigError, WeightsError
+from rcm_sidecar.errors import ConfigError, HostError, WeightsError
 from rcm_sidecar.evaluation.sampling import noise_sets
 from rcm_sidecar.link import Cancel, JobCancelled, RecordingLink
 from rcm_sidecar.networks import build
@@ -59,8 +59,10 @@ def start_of(folders, tmp_path):
             cache_dir=str(tmp_path / "cache"),
         )
         if kind is BuildStart:
-            prompts = ("a cat", "a mat")
-            fields |= dict(source=str(folders[case.folder]), sampler=SAMPLER, prompts=prompts, samples=3, seed=7)
+            listed = tmp_path / "prompts.json"
+            listed.write_text('["a cat", "a mat"]')
+            fields |= dict(source=str(folders[case.folder]), sampler=SAMPLER, samples=3, seed=7)
+            fields |= dict(prompts_file=str(listed))
         return kind(**{**fields, **changes})
 
     return make
@@ -157,7 +159,6 @@ def test_two_processes_share_the_samples(start_of, tmp_path):
     [
         ({"seed": 8}, "begun with seed 7, not 8"),
         ({"sampler": msgspec.structs.replace(SAMPLER, steps=4)}, "begun with steps 3, not 4"),
-        ({"prompts": ("a cat",)}, "begun with prompts"),
         ({"samples": 4}, "begun with samples 3, not 4"),
     ],
 )
@@ -165,6 +166,13 @@ def test_another_set_does_not_mix_with_it(start_of, changes, words):
     run_build(start_of(), RecordingLink())
     with pytest.raises(ConfigError, match=words):
         run_build(start_of(**changes), RecordingLink())
+
+
+def test_other_prompts_do_not_mix_with_it(start_of, tmp_path):
+    run_build(start_of(), RecordingLink())
+    (tmp_path / "others.json").write_text('["a cat"]')
+    with pytest.raises(ConfigError, match="begun with prompts"):
+        run_build(start_of(prompts_file=str(tmp_path / "others.json")), RecordingLink())
 
 
 def test_an_encoder_of_another_model_is_refused(start_of, folders):
@@ -241,4 +249,12 @@ def test_lists_and_files_that_cannot_be_used_are_named_before_anything_is_writte
     with pytest.raises(ConfigError, match=words) as refused:
         encode(start_of, footage, name)
     assert refused.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_anything_is_written(start_of, footage, tmp_path, monkeypatch):
+    monkeypatch.setattr("rcm_sidecar.files.free_bytes", lambda path: 1000)
+    with pytest.raises(HostError, match=r"1e-06 GB are free") as refused:
+        encode(start_of, footage)
+    assert refused.value.code == "E_DISK_FULL"
     assert not (tmp_path / "out").exists()
