@@ -69,6 +69,17 @@ export function checkTimeLimit(directives: Directives, stepSeconds: number): voi
   );
 }
 
+/** Machines that wait for one that has ended already are ended with it. */
+const stepOf = (nodes: number): string => `srun --nodes=${nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120`;
+
+/** The names of machines in Slurm need not be known to the resolver; their addresses are what Slurm itself uses. */
+const meeting = `# Where the machines meet: the first of them listens there.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
+meeting=\${address:-$first}:$((20000 + SLURM_JOB_ID % 10000))
+
+`;
+
 /** From `--signal=B:USR1@SECONDS`. */
 function noticeSeconds(directives: Directives): number {
   const given = /@(\d+)$/.exec(directives.get('signal') ?? '')?.[1];
@@ -82,10 +93,9 @@ export function slurmScript(job: SlurmJob, path: string): string {
   );
   const directives = [...lines].map(([key, value]) => `#SBATCH --${key}${value === null ? '' : `=${value}`}`);
   const { nodes } = job.compute;
-  const start = nodes > 1 ? `srun --nodes=${nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 ` : '';
-  const words = [...job.command, '--grace', `${Math.max(1, noticeSeconds(lines) - schedulerSeconds)}s`]
-    .map(quoted)
-    .join(' ');
+  const grace = `${Math.max(1, noticeSeconds(lines) - schedulerSeconds)}s`;
+  const words = [...job.command, '--grace', grace].map(quoted).join(' ');
+  const start = nodes > 1 ? `${stepOf(nodes)} ${words} --rdzv "$meeting"` : words;
   return `#!/bin/bash
 # Written by rcm-bridge. Submitted again, it goes on with the run from its newest checkpoint: sbatch ${path}
 ${directives.join('\n')}
@@ -93,7 +103,7 @@ ${directives.join('\n')}
 # srun does not take this over from sbatch by itself.
 export SRUN_CPUS_PER_TASK=\${SLURM_CPUS_PER_TASK:-1}
 
-child=
+${nodes > 1 ? meeting : ''}child=
 asked=
 stop() {
   asked=$1
@@ -103,7 +113,7 @@ stop() {
 trap 'stop time' USR1
 trap 'stop cancel' TERM
 
-${start}${words} &
+${start} &
 child=$!
 wait "$child"
 code=$?
