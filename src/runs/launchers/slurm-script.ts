@@ -69,9 +69,6 @@ export function checkTimeLimit(directives: Directives, stepSeconds: number): voi
   );
 }
 
-/** Machines that wait for one that has ended already are ended with it. */
-const stepOf = (nodes: number): string => `srun --nodes=${nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120`;
-
 /** The names of machines in Slurm need not be known to the resolver; their addresses are what Slurm itself uses. */
 const meeting = `# Where the machines meet: the first of them listens there.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -95,7 +92,7 @@ export function slurmScript(job: SlurmJob, path: string): string {
   const { nodes } = job.compute;
   const grace = `${Math.max(1, noticeSeconds(lines) - schedulerSeconds)}s`;
   const words = [...job.command, '--grace', grace].map(quoted).join(' ');
-  const start = nodes > 1 ? `${stepOf(nodes)} ${words} --rdzv "$meeting"` : words;
+  const start = `srun --nodes=${nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 ${words}${nodes > 1 ? ' --rdzv "$meeting"' : ''}`;
   return `#!/bin/bash
 # Written by rcm-bridge. Submitted again, it goes on with the run from its newest checkpoint: sbatch ${path}
 ${directives.join('\n')}
@@ -113,6 +110,8 @@ stop() {
 trap 'stop time' USR1
 trap 'stop cancel' TERM
 
+# A step of its own: when the job is preempted, Slurm tells its steps and not this script. Machines that wait for one that
+# has ended already are ended with it.
 ${start} &
 child=$!
 wait "$child"
@@ -127,8 +126,11 @@ if [ -n "$asked" ]; then
   code=$?
 fi
 
-if [ "$code" = 7 ] && [ "$asked" = time ]; then
-  echo "The time is over; the run goes on in a new turn of job $SLURM_JOB_ID."
+if [ "$code" = 7 ] && [ -z "$asked" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then
+  asked=preempt
+fi
+if [ "$code" = 7 ] && { [ "$asked" = time ] || [ "$asked" = preempt ]; }; then
+  echo "Stopped for a reason of the queue ($asked); the run goes on in a new turn of job $SLURM_JOB_ID."
   scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 exit "$code"

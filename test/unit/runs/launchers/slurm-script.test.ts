@@ -50,9 +50,9 @@ it('asks for what the config needs, and lets the user have the last word', () =>
   expect(script).toContain(`srun --nodes=4 --ntasks-per-node=1 --kill-on-bad-exit=0 ${words} --rdzv "$meeting" &`);
 });
 
-it('on one machine without a GPU starts no step and asks for none', () => {
+it('on one machine without a GPU asks for none and meets nobody', () => {
   const script = slurmScript(job({ compute: { device: 'cpu', gpusPerNode: 2, nodes: 1, threads: 6 } }), '/data/job.sh');
-  expect(script).not.toMatch(/srun -|gpus-per-node/);
+  expect(script).not.toMatch(/rdzv|gpus-per-node/);
   expect(script).toContain('#SBATCH --cpus-per-task=6');
 });
 
@@ -92,16 +92,24 @@ it.each(['', 'p gpu', 'a=b\nc=d', '-p', '=x', 'time='])('refuses %j as an option
 
 it.each([
   ['succeeds', 'exit 0', undefined, 0, ''],
+  ['is cancelled through its folder', 'exit 7', undefined, 7, ''],
+  ['is preempted', 'exit 7', undefined, 7, 'requeue 42'],
   ['fails', 'exit 4', undefined, 4, ''],
   ['is told that the time is over', 'trap "exit 7" USR1; while :; do sleep 0.1; done', 'SIGUSR1', 7, 'requeue 42'],
   ['is cancelled', 'trap "exit 7" USR1; while :; do sleep 0.1; done', 'SIGTERM', 7, ''],
   ['has its last step when the time is over', 'trap "exit 0" USR1; while :; do sleep 0.1; done', 'SIGUSR1', 0, ''],
   ['takes its time to stop', 'trap "sleep 1; exit 7" USR1; while :; do sleep 0.1; done', 'SIGUSR1', 7, 'requeue 42'],
-])('the script of a run that %s', async (_, command, signal, code, asked) => {
+])('the script of a run that %s', async (what, command, signal, code, asked) => {
+  const preempted = what === 'is preempted' ? '2026-11-24T20:53:57' : 'None';
   const calls = join(folder, 'calls');
   writeFileSync(calls, '');
-  writeFileSync(join(folder, 'scontrol'), `#!/bin/sh\necho "$@" >> ${calls}\nexit 1\n`);
+  writeFileSync(
+    join(folder, 'scontrol'),
+    `#!/bin/sh\n[ "$1" = show ] && echo "PreemptTime=$PREEMPTED" || echo "$@" >> ${calls}\nexit 1\n`,
+  );
   chmodSync(join(folder, 'scontrol'), 0o755);
+  writeFileSync(join(folder, 'srun'), '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$1"\n');
+  chmodSync(join(folder, 'srun'), 0o755);
   const run = join(folder, 'run');
   writeFileSync(run, `#!/bin/bash\necho ready\n${command}\n`);
   chmodSync(run, 0o755);
@@ -110,7 +118,7 @@ it.each([
   writeFileSync(script, slurmScript(job({ compute: single, command: [run] }), script));
   execFileSync('bash', ['-n', script]);
   const child = spawn('bash', [script], {
-    env: { PATH: `${folder}:${process.env.PATH}`, SLURM_JOB_ID: '42' },
+    env: { PATH: `${folder}:${process.env.PATH}`, SLURM_JOB_ID: '42', PREEMPTED: preempted },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   if (signal !== undefined)
