@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What takes long: kills, soak, fifty tries, other Node versions, the managed environment, the packed package, a browser.
-# Installs Debian's Chromium when it is missing and apt is there; the browser test says so when it has none.
+# Installs Debian's Chromium and Slurm when they are missing and apt is there; their tests say so when they have none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(node bin/rcm-bridge.js env path)
@@ -9,6 +9,9 @@ export PYTHONPATH="$PWD/.dev:$PWD/py:$PWD/kernels"
 
 if ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
   apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium
+fi
+if ! command -v slurmctld >/dev/null && command -v apt-get >/dev/null; then
+  apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge
 fi
 
 RCM_TEST_LONG=1 node_modules/.bin/vitest run "$@"

@@ -14,8 +14,12 @@ export type Begin = (options: { readonly onCreated: (run: RunHandle) => void }) 
  */
 export async function followRun(begin: Begin, output: Output, graceMs: number): Promise<number> {
   const progress = createProgress({ stream: process.stderr, enabled: output.progress && !output.quiet });
-  let stopListening = (): void => undefined;
+  // Until there is a run, the notice of a scheduler ends the command; Node would open its debugger.
+  const onEarlyNotice = (): never => process.exit(exitCodes.stopped);
+  process.on('SIGUSR1', onEarlyNotice);
+  let stopListening = (): void => void process.off('SIGUSR1', onEarlyNotice);
   const onCreated = (created: RunHandle): void => {
+    stopListening();
     const onFirst = (): void => void output.say('Stopping after a checkpoint; once more to end at once.');
     stopListening = stopOnSignals(created, { graceMs, onFirst });
   };

@@ -69,6 +69,14 @@ export function checkTimeLimit(directives: Directives, stepSeconds: number): voi
   );
 }
 
+/** The names of machines in Slurm need not be known to the resolver; their addresses are what Slurm itself uses. */
+const meeting = `# Where the machines meet: the first of them listens there.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
+meeting=\${address:-$first}:$((20000 + SLURM_JOB_ID % 10000))
+
+`;
+
 /** From `--signal=B:USR1@SECONDS`. */
 function noticeSeconds(directives: Directives): number {
   const given = /@(\d+)$/.exec(directives.get('signal') ?? '')?.[1];
@@ -82,10 +90,9 @@ export function slurmScript(job: SlurmJob, path: string): string {
   );
   const directives = [...lines].map(([key, value]) => `#SBATCH --${key}${value === null ? '' : `=${value}`}`);
   const { nodes } = job.compute;
-  const start = nodes > 1 ? `srun --nodes=${nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 ` : '';
-  const words = [...job.command, '--grace', `${Math.max(1, noticeSeconds(lines) - schedulerSeconds)}s`]
-    .map(quoted)
-    .join(' ');
+  const grace = `${Math.max(1, noticeSeconds(lines) - schedulerSeconds)}s`;
+  const words = [...job.command, '--grace', grace].map(quoted).join(' ');
+  const start = `srun --nodes=${nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 ${words}${nodes > 1 ? ' --rdzv "$meeting"' : ''}`;
   return `#!/bin/bash
 # Written by rcm-bridge. Submitted again, it goes on with the run from its newest checkpoint: sbatch ${path}
 ${directives.join('\n')}
@@ -93,7 +100,7 @@ ${directives.join('\n')}
 # srun does not take this over from sbatch by itself.
 export SRUN_CPUS_PER_TASK=\${SLURM_CPUS_PER_TASK:-1}
 
-child=
+${nodes > 1 ? meeting : ''}child=
 asked=
 stop() {
   asked=$1
@@ -103,7 +110,9 @@ stop() {
 trap 'stop time' USR1
 trap 'stop cancel' TERM
 
-${start}${words} &
+# A step of its own: when the job is preempted, Slurm tells its steps and not this script. Machines that wait for one that
+# has ended already are ended with it.
+${start} &
 child=$!
 wait "$child"
 code=$?
@@ -117,8 +126,11 @@ if [ -n "$asked" ]; then
   code=$?
 fi
 
-if [ "$code" = 7 ] && [ "$asked" = time ]; then
-  echo "The time is over; the run goes on in a new turn of job $SLURM_JOB_ID."
+if [ "$code" = 7 ] && [ -z "$asked" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then
+  asked=preempt
+fi
+if [ "$code" = 7 ] && { [ "$asked" = time ] || [ "$asked" = preempt ]; }; then
+  echo "Stopped for a reason of the queue ($asked); the run goes on in a new turn of job $SLURM_JOB_ID."
   scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 exit "$code"
