@@ -76,8 +76,8 @@ def error_of_kind(
 ) -> SidecarError:
     """An error that came from another process as data, of the class it had there; what is none of ours is training's.
 
-    >>> type(error_of_kind("HostError", "E_DISK_FULL", "Full.")).__name__, error_of_kind("KeyError", "E", "?").code
-    ('HostError', 'E')
+    >>> [type(error_of_kind(kind, "E", "?")).__name__ for kind in ("HostError", "DataError", "KeyError")]
+    ['HostError', 'DataError', 'TrainingError']
     """
-    kinds = {found.__name__: found for found in (ConfigError, HostError, WeightsError, CheckpointError)}
+    kinds = {found.__name__: found for found in (ConfigError, HostError, WeightsError, DataError, CheckpointError)}
     return kinds.get(kind, TrainingError)(code, message, hint, details)

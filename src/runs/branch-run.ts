@@ -5,13 +5,13 @@ import { RcmBridgeError, throwIfAborted } from '../errors/index.ts';
 import { distillationPlan, pretrainingPlan, smokePlan } from '../evaluation/plan.ts';
 import { type Checkpoint, findCheckpoint } from './checkpoints.ts';
 import { readStoredResolved } from './config-file.ts';
-import { anySignal, type BridgeContext } from './context.ts';
+import { anySignal, type BridgeContext, neededPackages } from './context.ts';
 import type { RunHandle } from './handle.ts';
 import { checkHost } from './host-checks.ts';
 import { placementOf } from './launchers/placement.ts';
 import type { ResumeOptions } from './options.ts';
 import type { Job } from './record.ts';
-import { refuseDrift } from './resume-run.ts';
+import { refuseDrift, refuseSlurm } from './resume-run.ts';
 import { launchPrepared, type PreparedRun, stepsKey, totalSteps } from './start-run.ts';
 import { checkRunsDir, type StoredRun } from './store.ts';
 
@@ -32,6 +32,11 @@ export async function branchRun(
   const signal = anySignal(context.options.signal, options.signal);
   const resolved = await childConfig(context, dir, options.set);
   const placement = placementOf(resolved.config.compute, options, context.env);
+  refuseSlurm(
+    placement,
+    parent.id,
+    'Type the same command within a job of Slurm (sbatch, salloc), or start the child here: --set compute.launcher=auto.',
+  );
   if (placement.launcher === 'torchrun' && placement.node > 0) {
     const { joinRun } = await import('./launchers/join-run.ts');
     return joinRun(context, { ...options, job: parent.job, config: resolved.config, placement });
@@ -40,7 +45,7 @@ export async function branchRun(
   const steps = totalSteps(parent.job, resolved);
   refusePast(parent.job, steps, checkpoint);
   checkRunsDir(context.runsDir);
-  const python = await context.findPython(signal);
+  const python = await context.findPython(signal, neededPackages(resolved.config));
   if (!options.allowDrift) refuseDrift(checkpoint, python);
   await checkHost(parent.job, resolved.config, context.env);
   throwIfAborted(signal);

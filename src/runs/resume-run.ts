@@ -12,7 +12,7 @@ import { writeFileAtomic } from './files.ts';
 import type { RunHandle } from './handle.ts';
 import { clearInbox } from './inbox.ts';
 import { journalName, metricsName } from './journal.ts';
-import { placementOf } from './launchers/placement.ts';
+import { type Placement, placementOf } from './launchers/placement.ts';
 import { lockHolder, takeLock } from './lock.ts';
 import type { ResumeOptions } from './options.ts';
 import { own } from './own.ts';
@@ -43,11 +43,11 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
   }
   const config = readStoredConfig(runDir);
   const placement = placementOf(config.compute, options, context.env);
-  if (placement.launcher === 'slurm') {
-    throw new RcmBridgeError('E_USAGE', `Run ${seen.id} is started through Slurm (compute.launcher).`, {
-      hint: 'Submit its script again with sbatch (docs/launchers.md), or use distill with --run-dir and --if-exists resume.',
-    });
-  }
+  refuseSlurm(
+    placement,
+    seen.id,
+    'Submit its script again with sbatch (docs/launchers.md), or use distill with --run-dir and --if-exists resume.',
+  );
   if (placement.launcher === 'torchrun' && placement.node > 0) {
     const { joinRun } = await import('./launchers/join-run.ts');
     return joinRun(context, { ...options, job: seen.job, config, placement });
@@ -89,6 +89,12 @@ export async function resumeRun(context: BridgeContext, name: string, options: R
     throw error;
   };
   return own(context, { runDir, record, lock, start, config, python: interpreter, placement, options, refused });
+}
+
+/** A job that is submitted runs `distill`, which knows of no checkpoint but those in the run's own folder. @throws E_USAGE */
+export function refuseSlurm({ launcher }: Placement, id: string, hint: string): void {
+  if (launcher !== 'slurm') return;
+  throw new RcmBridgeError('E_USAGE', `Run ${id} is started through Slurm (compute.launcher).`, { hint });
 }
 
 /** Only Python is looked for before, because that may ask for consent; the owner checks the rest. */

@@ -112,6 +112,19 @@ describe('a child run', () => {
   });
 });
 
+describe('a run of Slurm', () => {
+  test('has no child by submission, which would begin at step 0; it has one where it is told to start', async () => {
+    const bridge = await bridges.open({ steps: 3 });
+    const set = { 'compute.launcher': 'slurm' };
+    await expect(bridge.resume(parent.id, { fromStep: 2, set })).rejects.toMatchObject({
+      code: 'E_USAGE',
+      message: expect.stringContaining(parent.id),
+      hint: expect.stringContaining('--set compute.launcher=auto'),
+    });
+    expect(existsSync(join(bridges.folder, 'runs', '.slurm'))).toBe(false);
+  });
+});
+
 describe('a damaged checkpoint', () => {
   test('is named, and the one before it offered', async () => {
     const bridge = await bridges.open({ steps: 5_000, stepMs: 5 });

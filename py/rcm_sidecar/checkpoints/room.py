@@ -31,8 +31,8 @@ def check_room(root: Path, size: int, settings: Checkpoints, steps: int) -> str 
     wanted = settings.keep_last + 1
     if settings.keep_every_steps is not None:
         wanted += steps // settings.keep_every_steps
-    if settings.every_steps is not None:
-        wanted = min(wanted, 1 + steps // settings.every_steps)
+    scheduled = 0 if settings.every_steps is None else steps // settings.every_steps
+    wanted = min(wanted, 1 + scheduled)  # the last one when the run stops
     missing = wanted - len(written_steps(root))
     free = free_bytes(root)
     if free is None or missing * size <= free:

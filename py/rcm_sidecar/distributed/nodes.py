@@ -146,6 +146,9 @@ class OtherNodes:
     Args:
         compute: The job's.
         meeting: An address of this machine.
+
+    Attributes:
+        store: For the process group of this machine's rank 0, and for nothing else.
     """
 
     def __init__(self, compute: Compute, meeting: Meeting) -> None:
@@ -153,6 +156,8 @@ class OtherNodes:
         self._compute = compute
         self._world = compute.nodes * compute.gpus_per_node
         self.store = host_meeting(meeting, self._world)
+        # A connection of its own: the other one is locked as long as a process group waits at it for a rank.
+        self._words = join_meeting(meeting, self._world)
         self._hosts: dict[int, str] = {}
         self._ending = threading.Event()
 
@@ -164,19 +169,19 @@ class OtherNodes:
             HostError: E_RENDEZVOUS, some did not come, or are not alike.
         """
         mine = hello_of(self._compute)
-        self.store.set("node/0/hello", _text(mine))
+        self._words.set("node/0/hello", _text(mine))
         link.log("info", f"Waiting at {self.meeting.host}:{self.meeting.port} for {mine.nodes - 1} more machine(s).")
         deadline = time.monotonic() + MEETING.total_seconds()
         for node in range(1, mine.nodes):
-            while not self.store.check([f"node/{node}/hello"]):
+            while not self._words.check([f"node/{node}/hello"]):
                 link.requests.raise_if_cancelled_now()
                 if time.monotonic() > deadline:
                     raise _absent(node, mine.nodes)
                 time.sleep(_POLL_SECONDS)
-            other = msgspec.json.decode(self.store.get(f"node/{node}/hello"), type=NodeHello)
+            other = msgspec.json.decode(self._words.get(f"node/{node}/hello"), type=NodeHello)
             _refuse_other(node, mine, other)
             self._hosts[node] = other.host
-        self.store.set("order", _text(JobOrder(start)))  # type: ignore[arg-type]
+        self._words.set("order", _text(JobOrder(start)))  # type: ignore[arg-type]
 
     def watch(self, lost: Callable[[LostRank], None], gone: Callable[[NodeLost], None]) -> None:
         """From now on report ranks and machines that are lost, from a thread."""
@@ -187,19 +192,18 @@ class OtherNodes:
         if self._ending.is_set():
             return
         self._ending.set()
-        self.store.set("over", _text(Over(None if error is None else error_body(error))))
+        self._words.set("over", _text(Over(None if error is None else error_body(error))))
 
     def wait_until_left(self) -> None:
         """Give them a moment to hear it: the store goes with this process."""
         deadline = time.monotonic() + _FAREWELL_SECONDS
-        here = [node for node in range(1, self._compute.nodes) if self.store.check([f"node/{node}/hello"])]
+        here = [node for node in range(1, self._compute.nodes) if self._words.check([f"node/{node}/hello"])]
         keys = [f"node/{node}/left" for node in here]
-        while keys and not self.store.check(keys) and time.monotonic() < deadline:
+        while keys and not self._words.check(keys) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
     def _watch(self, lost: Callable[[LostRank], None], gone: Callable[[NodeLost], None]) -> None:
-        # A connection of its own: another thread may wait for a key on the first.
-        store = join_meeting(self.meeting, self._world)
+        store = self._words
         beats = dict.fromkeys(self._hosts, b"")
         clock = _SilenceClock(self._hosts)
         while not self._ending.wait(BEAT_SECONDS):

@@ -43,6 +43,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
         (7, {"every_steps": 50}, None),  # two of 100 steps and one at the end
         (15, {"keep_every_steps": 20}, "keeps 9"),
         (1, {"every_steps": None, "on_stop": False}, None),
+        (3, {"every_steps": None}, None),  # the one at the end
     ],
 )
 def test_all_that_is_kept_has_to_fit(
