@@ -23,7 +23,7 @@ const allowedPrefixes = [
 
 /**
  * Environment of the sidecar: the allow-list, then `extra`, then what keeps Python to itself (no user site, no byte code
- * beside our sources).
+ * beside our sources, but where PYTHONPYCACHEPREFIX says or in our own folder).
  */
 export function sidecarEnvironment(
   env: NodeJS.ProcessEnv,
@@ -36,7 +36,7 @@ export function sidecarEnvironment(
     ...Object.fromEntries(passed),
     ...extra,
     PYTHONNOUSERSITE: '1',
-    PYTHONPYCACHEPREFIX: join(managedHome(env), 'pycache'),
+    PYTHONPYCACHEPREFIX: env.PYTHONPYCACHEPREFIX || join(managedHome(env), 'pycache'),
     PYTHONIOENCODING: 'utf-8',
   };
 }

@@ -114,6 +114,7 @@ test('the sidecar sees what it needs and no secrets', () => {
   const seen = sidecarEnvironment({ ...env, RCM_BRIDGE_HOME: '/home/cache' }, { EXTRA: '1' });
   expect(seen).toMatchObject({ PATH: '/bin', OMP_NUM_THREADS: '2', EXTRA: '1', PYTHONNOUSERSITE: '1' });
   expect(seen.PYTHONPYCACHEPREFIX).toBe(join('/home/cache', 'pycache'));
+  expect(sidecarEnvironment({ PYTHONPYCACHEPREFIX: '/chosen' }).PYTHONPYCACHEPREFIX).toBe('/chosen');
   expect(Object.keys(seen)).not.toContain('AWS_SECRET_ACCESS_KEY');
   expect(Object.keys(seen)).not.toContain('PYTHONPATH');
 });
