@@ -139,17 +139,11 @@ function momentsOf(config: RcmConfig, shape: NetworkShape, layout: Layout): read
       when: 'teacher',
       gradients: again ? parts.gradients : 0,
       activations: 0,
-      working: teacherCalls(config, layout).batches * parts.plain,
+      working: teacherCalls(config, layout).batches * parts.bare,
       buffers: parts.gathered,
     },
-    // The root of the second moment: of all parameters at once, or of those that visit.
-    {
-      when: 'optimizer',
-      gradients: parts.gradients,
-      activations: 0,
-      working: compute.offload === 'none' ? parts.gradients : bucketBytes(shape, layout),
-      buffers: 0,
-    },
+    // The fused update allocates nothing.
+    { when: 'optimizer', gradients: parts.gradients, activations: 0, working: 0, buffers: 0 },
   ];
   if (method !== 'dmd') moments.push(...lossMoments('consistency loss', parts, again, method !== 'dcm'));
   if (hasCritic(method)) moments.push(...lossMoments('DMD loss', parts, again || method === 'rcm', false));
@@ -164,8 +158,8 @@ interface Parts {
   /** All blocks and one block keep for backward. */
   readonly kept: number;
   readonly keptByOne: number;
-  /** At work in a block: without gradient; with gradient, value only and with a tangent; in backward. */
-  readonly plain: number;
+  /** At work in a block: the teacher's; with gradient, value only and with a tangent; in backward. */
+  readonly bare: number;
   readonly forward: number;
   readonly dual: number;
   readonly backward: number;
@@ -183,9 +177,9 @@ function partsOf(shape: NetworkShape, layout: Layout, mode: Checkpointing): Part
     gradients: (float32 * trainedParameters(shape)) / holders(layout),
     kept: shape.layers * keptByOne,
     keptByOne,
-    plain: units.plain * unit,
+    bare: units.bare * unit,
     forward,
-    dual: forward + units.plain * unit,
+    dual: forward + (units.dual - units.plain) * unit,
     backward: units.backward * unit,
     ...bufferBytes(shape),
   };
@@ -213,10 +207,26 @@ export const unitBytes = (shape: NetworkShape, layout: Layout): number =>
 export interface Units {
   /** A block keeps for backward. */
   readonly kept: number;
-  /** Alive inside a block in forward, a value without tangent; in backward, beside what is kept. */
+  /** Alive inside a block in forward: without adapters, a value without tangent. */
+  readonly bare: number;
+  /** As this role runs it: a value without tangent, and with one; in backward, beside what is kept. */
   readonly plain: number;
+  readonly dual: number;
   readonly backward: number;
 }
+
+/** Longest row of the fused elementwise kernels (kernels/rcm_kernels/row_plan.py); a longer one runs eager. */
+const longestRow = 8192;
+
+/** Whether an adapter's result and the base's are added eagerly, in float32: 8,960 of Wan2.1 1.3B are too many. */
+export const addsEagerly = (width: number): boolean => width > longestRow;
+
+/**
+ * What adapters of the first feed-forward layer hold, in rows of its width, of a value and of a value with its tangent:
+ * the base's result, their own, its multiple and the sum. An eager addition has besides, in float32, what it adds to
+ * (of both), and one summand with its product or the sum.
+ */
+const adapterRows = (width: number) => (addsEagerly(width) ? { value: 10, dual: 16 } : { value: 4, dual: 8 });
 
 /** Activations by what a block does; see the top of this file. */
 export function unitsOf(shape: NetworkShape, mode: Checkpointing, shared: boolean): Units {
@@ -239,19 +249,23 @@ export function unitsOf(shape: NetworkShape, mode: Checkpointing, shared: boolea
   }[mode];
   // Of the kept results those that backward needs as well, which are not there twice.
   const inBoth = { none: saved, block: residual, asymmetric: kept, selective: kept - (3 - gatedBranches) }[mode];
-  // Residual in and out, the normed input, the last branch; both sides of the activation. Adapters hold the base's
-  // result, their own, its multiple and the sum.
-  const feedForward = 2 * residual + 2 + (adapted ? 4 : 2) * hidden;
+  // Residual in and out, the normed input, the last branch; both sides of the activation, or what adapters hold.
+  const around = 2 * residual + 2;
+  const rows = adapted ? adapterRows(hidden * shape.dim) : { value: 2, dual: 4 };
   // Tokens exchanged for heads: q, k and v sent and received, beside them and the output.
   const exchange = shared ? 2 * residual + 12 : 0;
+  // What is computed again. Adapters add before there are gradients.
+  const again = Math.max(0, saved - inBoth);
   // The gradients of residual and hidden layer; adapters have one more of the latter.
   const gradients = 1 + (adapted ? 2 : 1) * hidden;
   // Gradient, q, k, v and output exchanged, three gradients exchanged back, what self-attention saved.
   const exchangedBack = shared ? 31 : 0;
   return {
     kept,
-    plain: Math.max(feedForward, exchange),
-    backward: Math.max(Math.max(0, saved - inBoth) + gradients, exchangedBack),
+    bare: Math.max(around + 2 * hidden, exchange),
+    plain: Math.max(around + rows.value * hidden, exchange),
+    dual: Math.max(2 * around + rows.dual * hidden, 2 * exchange),
+    backward: Math.max(again + gradients, again > 0 ? again + (rows.value - 2) * hidden : 0, exchangedBack),
   };
 }
 

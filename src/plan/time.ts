@@ -3,7 +3,7 @@ import type { RcmConfig } from '../config/types.ts';
 import { backwardFlops, type CallFlops, callFlops, times } from './flops.ts';
 import { accumulation, holders, type Layout, replicas, teacherCalls } from './layout.ts';
 import { type Gpu, networkBytes } from './machines.ts';
-import { unitBytes } from './memory.ts';
+import { addsEagerly, unitBytes } from './memory.ts';
 import {
   hasCritic,
   keepsFirstMoment,
@@ -23,7 +23,7 @@ export interface StepTime {
   readonly backward: number;
   /** Optimizer and averages. */
   readonly update: number;
-  /** Random numbers, drawn on the CPU for the whole batch while the GPU waits. */
+  /** Waiting for random numbers, which the CPU draws for the whole batch during the step before. */
   readonly draws: number;
   readonly total: number;
 }
@@ -42,12 +42,14 @@ export interface RunTime {
 }
 
 /**
- * Host time of a block. `value` and `dual` were measured where the host was the limit: Cosmos-Predict2 2B at 4,080 tokens
- * takes 96.5 and 170 ms for 28 blocks (docs/results/network.md). The others are estimates: a graph is recorded besides,
- * autograd calls back into Python for each fused kernel, FSDP gathers each block, an adapter adds four launches a layer.
+ * Host time of a block, where the host is the limit: medians over the parts of the steps of Cosmos-Predict2 2B at batch 1
+ * (docs/results/paper-runs.md), about, 28 blocks. `dual` is the value's at the ratio of docs/results/network.md, where another
+ * host took 96.5 and 170 ms. `fsdpSeconds`: what its hooks take in a pass, and in backward, which also reduces. An adapter adds
+ * four launches a layer: not measured.
  */
-const hostSeconds = { value: 96.5e-3 / 28, dual: 170e-3 / 28, backward: 5e-3, fsdp: 0.5e-3 } as const;
-const hostFactor = { recorded: 1.25, adapted: 1.9 } as const;
+const hostSeconds = { value: 4.3e-3, dual: 7.6e-3, backward: 7.9e-3 } as const;
+const fsdpSeconds = { forward: 0.95e-3, backward: 2e-3 } as const;
+const hostFactor = { recorded: { value: 1.53, dual: 1.18 }, again: 0.77, adapted: 1.9 } as const;
 
 /**
  * Backward of the elementwise kernels over their forward: 40 ms over 23 for Wan2.1 1.3B, and 60 with the bias gradients,
@@ -56,13 +58,17 @@ const hostFactor = { recorded: 1.25, adapted: 1.9 } as const;
 const elementwiseBackward = { trained: 2.6, frozen: 1.75 } as const;
 /**
  * Passes over the results of the layers with adapters: two thin products, a multiple, a sum, and what backward reads and
- * writes. Counted from the code, not measured.
+ * writes. Counted from the code; an eager sum, in float32, takes 21 passes instead of three (measured: 4.8 ms a block of
+ * Wan2.1 1.3B).
  */
-const adapterPasses = { forward: 7, backward: 9 } as const;
+const adapterPasses = { forward: 7, forwardEager: 25, backward: 9 } as const;
 /** Bytes a parameter moves within the GPU: cast and copied when gathered, its gradient cast, copied and added. */
 const gatheredBytes = { trained: 10, frozen: 8, gradient: 18 } as const;
-/** float32 tensors that an update reads and writes; with a first moment, clipping, and for each average. */
-const updatePasses = { plain: 18, firstMoment: 3, clip: 2, average: 3 } as const;
+/**
+ * float32 tensors that an update reads and writes: the norm reads the gradient; the fused kernel reads and writes
+ * parameter, gradient and second moment. With a first moment, clipping, and for each average. Counted, not measured.
+ */
+const updatePasses = { plain: 7, firstMoment: 1, clip: 2, average: 3 } as const;
 /** A normal number on one CPU thread; machines differ by a factor of two. */
 const drawSeconds = 10e-9;
 /** Main memory to GPU, and back at the same time, bytes/s; PCIe 4, not measured. */
@@ -165,9 +171,10 @@ function finished(setting: Setting, loss: LossTime): StepTime {
     forward: forwards * loss.forward,
     backward: forwards * loss.backward,
     update: updateSeconds(setting),
-    draws: loss.noises * layout.batchSize * shape.latentSize * drawSeconds,
   };
-  return { ...parts, total: Object.values(parts).reduce((sum, part) => sum + part, 0) };
+  const busy = Object.values(parts).reduce((sum, part) => sum + part, 0);
+  const draws = Math.max(0, loss.noises * layout.batchSize * shape.latentSize * drawSeconds - busy);
+  return { ...parts, draws, total: busy + draws };
 }
 
 /** The teacher's velocity of a micro-batch, with guidance. */
@@ -176,10 +183,10 @@ function teacher(setting: Setting): number {
   const call = callSeconds(setting, {
     flops: times(callFlops(setting.shape, 'value', false), batches),
     elementwise: batches,
-    adapters: 0,
+    adapters: { forward: 0, backward: 0 },
     exchanged: 4 * batches,
     gathered: 'frozen',
-    host: hostOf(setting, 'value', false, 1),
+    host: hostOf(setting, 'value', 1),
   });
   return calls * call;
 }
@@ -192,10 +199,10 @@ function value(setting: Setting): number {
   return callSeconds(setting, {
     flops: callFlops(setting.shape, 'value', adapted),
     elementwise: 1,
-    adapters: adapted ? adapterPasses.forward : 0,
+    adapters: { forward: adapted ? 1 : 0, backward: 0 },
     exchanged: 4,
     gathered: adapted ? 'frozen' : 'trained',
-    host: hostOf(setting, 'value', adapted, 1),
+    host: hostOf(setting, 'value', adaptedFactor(adapted)),
   });
 }
 
@@ -206,10 +213,10 @@ function recorded(setting: Setting, kind: 'value' | 'dual'): number {
   return callSeconds(setting, {
     flops: callFlops(setting.shape, kind, adapted),
     elementwise: doubled,
-    adapters: adapted ? doubled * adapterPasses.forward : 0,
+    adapters: { forward: adapted ? doubled : 0, backward: 0 },
     exchanged: 4 * doubled,
     gathered: adapted ? 'frozen' : 'trained',
-    host: hostOf(setting, kind, adapted, hostFactor.recorded),
+    host: hostOf(setting, kind, hostFactor.recorded[kind] * adaptedFactor(adapted)),
   });
 }
 
@@ -217,30 +224,32 @@ function backward(setting: Setting): number {
   const mode = setting.config.compute.activationCheckpointing;
   const adapted = isAdapted(setting);
   const again = mode === 'none' ? 0 : 1;
-  const adaptedFactor = adapted ? hostFactor.adapted : 1;
   return callSeconds(setting, {
     flops: backwardFlops(setting.shape, mode),
     elementwise: elementwiseBackward[adapted ? 'frozen' : 'trained'] + again,
-    adapters: adapted ? adapterPasses.backward + again * adapterPasses.forward : 0,
+    adapters: adapted ? { forward: again, backward: 1 } : { forward: 0, backward: 0 },
     exchanged: 8 + (mode === 'block' ? 4 : 0),
     gathered: adapted ? 'frozen' : 'trained',
     gradients: true,
     host:
-      setting.shape.layers * hostSeconds.backward * adaptedFactor +
-      again * hostOf(setting, 'value', adapted, hostFactor.recorded),
+      setting.shape.layers *
+      ((hostSeconds.backward + again * hostFactor.again * hostSeconds.value) * adaptedFactor(adapted) +
+        fsdpSeconds.backward),
   });
 }
 
-const hostOf = ({ shape }: Setting, kind: 'value' | 'dual', adapted: boolean, factor: number): number =>
-  shape.layers * (hostSeconds[kind] * factor * (adapted ? hostFactor.adapted : 1) + hostSeconds.fsdp);
+const adaptedFactor = (adapted: boolean): number => (adapted ? hostFactor.adapted : 1);
+
+const hostOf = ({ shape }: Setting, kind: 'value' | 'dual', factor: number): number =>
+  shape.layers * (hostSeconds[kind] * factor + fsdpSeconds.forward);
 
 interface Call {
   /** Of one sample. */
   readonly flops: CallFlops;
   /** Elementwise work over that of a value's forward. */
   readonly elementwise: number;
-  /** Passes over the results of the layers with adapters. */
-  readonly adapters: number;
+  /** Times that all adapters run, forward and backward. */
+  readonly adapters: { readonly forward: number; readonly backward: number };
   /** Activations that each block exchanges in Ulysses. */
   readonly exchanged: number;
   readonly gathered: 'trained' | 'frozen';
@@ -263,8 +272,12 @@ function callSeconds(setting: Setting, call: Call): number {
 
 /** Activations that a block's elementwise kernels read and write in a call, with the adapters' passes. */
 function elementwiseUnits({ dim, hidden, lora }: NetworkShape, { elementwise, adapters }: Call): number {
-  const wide = (lora?.layers ?? []).filter(({ rows }) => rows === 'tokens').reduce((sum, { to }) => sum + to, 0);
-  return elementwise * (19 + 2 * hidden) + (adapters * wide) / dim;
+  const widths = (lora?.layers ?? []).filter(({ rows }) => rows === 'tokens').map(({ to }) => to);
+  const passes = (width: number): number =>
+    adapters.forward * (addsEagerly(width) ? adapterPasses.forwardEager : adapterPasses.forward) +
+    adapters.backward * adapterPasses.backward;
+  const adapted = widths.reduce((sum, width) => sum + passes(width) * width, 0);
+  return elementwise * (19 + 2 * hidden) + adapted / dim;
 }
 
 const flopSeconds = (flops: CallFlops, { matmulFlops, shares }: Gpu): number =>

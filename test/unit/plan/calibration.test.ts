@@ -1,4 +1,4 @@
-/** The model of memory and time against what was measured on one H200: docs/results/network.md. */
+/** The model of memory and time against what was measured on one H200: docs/results/network.md and paper-runs.md. */
 import { describe, expect, it } from 'vitest';
 import { loadConfig } from '../../../src/config/load.ts';
 import type { RcmConfig } from '../../../src/config/types.ts';
@@ -129,8 +129,8 @@ describe('times', () => {
     expectWithin(await kernelMs('cosmos-predict2-t2i-2b', 'dual'), 62, 0.06);
     const config = await measured('cosmos-predict2-t2i-2b');
     const { studentCall } = timeOf(config, layoutOf(config), gpuNamed('h200'));
-    expect(studentCall).toBeGreaterThan(0.0965);
-    expect(studentCall).toBeLessThan(0.0965 * 1.3);
+    // 96.5 ms there, without FSDP and on another host; 120 ms and 27 ms of FSDP's hooks in paper-runs.md.
+    expectWithin(studentCall, 0.147, 0.02);
   });
 
   it('of a whole student update', async () => {
@@ -142,10 +142,91 @@ describe('times', () => {
       'compute.activationCheckpointing': 'asymmetric',
     });
     const { student } = timeOf(config, layoutOf(config), gpuNamed('h200'));
-    expectWithin(1e3 * (student.total - student.draws), 3402, 0.03);
+    expectWithin(1e3 * student.total, 3402, 0.03);
     expectWithin(1e3 * student.teacher, 945.4, 0.05);
     expectWithin(1e3 * student.forward, 1076.5, 0.05);
-    expectWithin(1e3 * student.update, 33.4, 0.15);
+    // The row's update went over memory in passes, 33.4 ms; the fused kernel is counted, not measured.
+    expect(1e3 * student.update).toBeLessThan(33.4 / 2);
+  });
+});
+
+/** docs/results/paper-runs.md, runs of ten steps through the command line, with the update in passes. */
+interface PaperRun {
+  readonly name: string;
+  readonly network: string;
+  readonly set: Readonly<Record<string, unknown>>;
+  readonly peakGb: number;
+  readonly warmup: number;
+  /** Rollouts of three and four calls. */
+  readonly student: readonly [number, number];
+  /** Rollouts of 1, 2, 3, 4, and again of 1 and 2 calls where there were ten steps. */
+  readonly critic: readonly number[];
+}
+
+const lora = { rank: 64, alpha: 64, targets: ['attention', 'ffn'] };
+const cosmos = 'cosmos-predict2-t2i-2b';
+const eight = { 'schedule.batchSize': 8, 'schedule.microBatchSize': 8 };
+const paperRuns: readonly PaperRun[] = [
+  {
+    name: 'Wan2.1 1.3B',
+    network: wan,
+    set: {},
+    peakGb: 43.66,
+    warmup: 3.73,
+    student: [8.45, 8.77],
+    critic: [2.7, 3.17, 3.65, 4.21, 2.67, 3.17],
+  },
+  {
+    name: 'Wan2.1 1.3B with LoRA',
+    network: wan,
+    set: { 'student.lora': lora },
+    peakGb: 17.51,
+    warmup: 4.1,
+    student: [9.39, 9.95],
+    critic: [3.12, 3.67, 4.32, 4.9, 3.04, 3.66],
+  },
+  {
+    name: 'Wan2.1 1.3B, 81 frames',
+    network: wan,
+    set: { 'model.frames': 81 },
+    peakGb: 43.96,
+    warmup: 4.02,
+    student: [8.97, 9.42],
+    critic: [2.87, 3.4, 3.92, 4.43],
+  },
+  {
+    name: 'Cosmos-Predict2 2B',
+    network: cosmos,
+    set: {},
+    peakGb: 58.84,
+    warmup: 1,
+    student: [2.28, 2.09],
+    critic: [0.74, 0.81, 1.09, 1.41, 0.74, 0.96],
+  },
+  {
+    name: 'Cosmos-Predict2 2B, batch 8',
+    network: cosmos,
+    set: eight,
+    peakGb: 107.37,
+    warmup: 1.7,
+    student: [3.92, 4.13],
+    critic: [1.22, 1.42, 1.71, 1.98, 1.17, 1.43],
+  },
+];
+
+describe("the paper's runs", () => {
+  it.each(paperRuns)('$name', async ({ network: name, set, peakGb, warmup, student, critic }) => {
+    const config = await measured(name, { 'losses.scm.tangentWarmupUpdates': 2, ...set });
+    const layout = layoutOf(config);
+    expectWithin(memoryOf(config, layout).peak / gb, peakGb, 0.02);
+    const time = timeOf(config, layout, gpuNamed('h200'));
+    expectWithin(time.warmup?.total ?? 0, warmup, 0.2);
+    student.forEach((seconds, index) => {
+      expectWithin(time.student.total + (index + 0.5) * time.rolloutCall, seconds, 0.16);
+    });
+    critic.forEach((seconds, index) => {
+      expectWithin((time.critic?.total ?? 0) + ((index % 4) - 1.5) * time.rolloutCall, seconds, 0.16);
+    });
   });
 });
 

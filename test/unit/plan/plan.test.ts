@@ -119,13 +119,14 @@ describe('memory', () => {
 });
 
 describe('time', () => {
-  it('grows with tokens, and falls with the rate of the GPU', () => {
+  it('does not fall with tokens, and falls with the rate of the GPU', () => {
     fc.assert(
       fc.property(anyConfig, config => {
         const [fast, slow] = [timeOf(config, alone, h200), timeOf(config, alone, gpuNamed('a100'))];
         expect(slow.student.total).toBeGreaterThan(fast.student.total);
         const taller = { ...config, model: { ...config.model, height: config.model.height * 2 } };
-        expect(timeOf(taller, alone, h200).student.total).toBeGreaterThan(fast.student.total);
+        // Equal where the host is the limit.
+        expect(timeOf(taller, alone, h200).student.total).toBeGreaterThanOrEqual(fast.student.total);
         const { total, ...parts } = fast.student;
         expect(Object.values(parts).reduce((sum, part) => sum + part, 0)).toBeCloseTo(total, 6);
       }),
