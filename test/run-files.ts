@@ -24,7 +24,7 @@ export const readLines = <T>(path: string): T[] =>
 
 /** The one run below `runsDir`. */
 export function onlyRun(runsDir: string): string {
-  const names = readdirSync(runsDir);
+  const names = readdirSync(runsDir).filter(name => !name.startsWith('.'));
   if (names.length !== 1) throw new Error(`expected one run in ${runsDir}, found: ${names.join(', ')}`);
   return join(runsDir, names[0] ?? '');
 }
