@@ -42,10 +42,10 @@ export interface RunTime {
 }
 
 /**
- * Host time of a block, where the host is the limit: medians over the parts of the steps of Cosmos-Predict2 2B at batch 1
- * (docs/results/paper-runs.md), about, 28 blocks. `dual` is the value's at the ratio of docs/results/network.md, where another
- * host took 96.5 and 170 ms. `fsdpSeconds`: what its hooks take in a pass, and in backward, which also reduces. An adapter adds
- * four launches a layer: not measured.
+ * Host time of a block, where the host is the limit: about the medians of the parts of the steps of Cosmos-Predict2 2B
+ * at batch 1 (docs/results/paper-runs.md), over its 28 blocks. `dual` is the value's at the ratio of
+ * docs/results/network.md, where another host took 96.5 and 170 ms. `fsdpSeconds`: what its hooks take in a pass, and in
+ * backward, which also reduces. An adapter adds four launches a layer: not measured.
  */
 const hostSeconds = { value: 4.3e-3, dual: 7.6e-3, backward: 7.9e-3 } as const;
 const fsdpSeconds = { forward: 0.95e-3, backward: 2e-3 } as const;
