@@ -167,7 +167,6 @@ const cases: readonly Case[] = [
     exitCode: 3,
     code: 'E_SLURM',
   },
-  { name: 'a set of latents for labels', words: ['data', 'build', '--prompts', 'p.txt'], exitCode: 2, code: 'E_USAGE' },
   {
     name: 'a log level that is none',
     words: ['runs', 'list'],
