@@ -100,9 +100,6 @@ export function wholeNumber(options: Options, name: string, least: number): numb
   throw new RcmBridgeError(
     'E_USAGE',
     `--${name} takes a whole number of at least ${least}, not ${JSON.stringify(value)}.`,
-    {
-      hint: 'See `rcm-bridge --help`.',
-    },
   );
 }
 

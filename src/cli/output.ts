@@ -40,15 +40,15 @@ export function createOutput(options: OutputOptions): Output {
 }
 
 /**
- * An error as at most two lines: what is wrong, then the fix, where it has none of its own that of its code. `-v` adds
- * the stack and Python's frames.
+ * An error as at most two lines: what is wrong, then the fix, where it has none of its own that of its code (`usageFix`
+ * for a usage error, since only the caller knows the command). `-v` adds the stack and Python's frames.
  */
-export function describeError(error: unknown, verbosity: number, colour = false): string {
+export function describeError(error: unknown, verbosity: number, colour = false, usageFix?: string): string {
   const known = isRcmBridgeError(error) ? error : undefined;
   const code = known?.code ?? 'E_INTERNAL';
   const message = error instanceof Error ? error.message : String(error);
   const lines = [`${colour ? `\u001b[1;31m${code}\u001b[0m` : code}: ${oneLine(message)}`];
-  lines.push(oneLine(known?.hint || errorCodes[code].fix));
+  lines.push(oneLine(known?.hint || (code === 'E_USAGE' && usageFix) || errorCodes[code].fix));
   if (verbosity > 0 && error instanceof Error && error.stack) lines.push(error.stack);
   return lines.join('\n');
 }

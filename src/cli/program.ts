@@ -6,7 +6,7 @@ import { exitCodeHelp, exitCodes } from './exit-codes.ts';
 import { packageVersion } from './main.ts';
 import { globalOptions, outputOptions } from './options.ts';
 import { createOutput, describeError, endQuietlyOnClosedPipe, usesColour } from './output.ts';
-import { explainUsage } from './usage.ts';
+import { explainUsage, helpHint } from './usage.ts';
 
 /** Parses the words, runs the command and resolves with the exit code. Never rejects. */
 export async function run(argv: readonly string[]): Promise<number> {
@@ -21,7 +21,7 @@ export async function run(argv: readonly string[]): Promise<number> {
   } catch (error) {
     const known = isRcmBridgeError(error) ? error : explainUsage(error, argv, commands);
     const colour = usesColour(process.env, Boolean(process.stderr.isTTY));
-    process.stderr.write(`${describeError(known, verbosity, colour)}\n`);
+    process.stderr.write(`${describeError(known, verbosity, colour, helpHint(argv, commands))}\n`);
     return isRcmBridgeError(known) ? known.exitCode : exitCodes.runFailed;
   }
 }

@@ -14,10 +14,7 @@ export function explainUsage(
   entries: readonly (Command | CommandGroup)[],
 ): unknown {
   if (!(error instanceof Error) || !isUsageError(error)) return error;
-  const words = argv.filter(word => !word.startsWith('-'));
-  const entry = entries.find(candidate => nameOf(candidate) === words[0]);
-  const inner = entry && 'commands' in entry ? entry.commands.find(c => nameOf(c) === words[1]) : undefined;
-  const prefix = ['rcm-bridge', ...(entry ? [nameOf(entry)] : []), ...(inner ? [nameOf(inner)] : [])].join(' ');
+  const { entry, inner, prefix } = commandOf(argv, entries);
   const known = namesFor(entry, inner, entries);
   const unknown = unknownName(error.message, argv, known);
   if (unknown === undefined) {
@@ -36,6 +33,19 @@ export function explainUsage(
     `${what} for \`${prefix}\`.`,
     close ? `Did you mean ${/^(--no-|-*)/.exec(given)?.[0]}${close}?` : `See \`${prefix} --help\`.`,
   );
+}
+
+/** What to do about an E_USAGE that says nothing itself: the help of the very command. */
+export const helpHint = (argv: readonly string[], entries: readonly (Command | CommandGroup)[]): string =>
+  `See \`${commandOf(argv, entries).prefix} --help\`.`;
+
+/** The command that the words name, and the words themselves: `rcm-bridge runs list`. */
+function commandOf(argv: readonly string[], entries: readonly (Command | CommandGroup)[]) {
+  const words = argv.filter(word => !word.startsWith('-'));
+  const entry = entries.find(candidate => nameOf(candidate) === words[0]);
+  const inner = entry && 'commands' in entry ? entry.commands.find(c => nameOf(c) === words[1]) : undefined;
+  const prefix = ['rcm-bridge', ...(entry ? [nameOf(entry)] : []), ...(inner ? [nameOf(inner)] : [])].join(' ');
+  return { entry, inner, prefix };
 }
 
 const usage = (message: string, hint: string): RcmBridgeError => new RcmBridgeError('E_USAGE', message, { hint });

@@ -49,15 +49,7 @@ export async function commonStart(
   gpus: number | undefined,
 ): Promise<CommonStart> {
   const { model, teacher, compute } = config;
-  if (model.path === null) {
-    throw new RcmBridgeError(
-      'E_USAGE',
-      `${config.name} takes labels; sets of latents are for models that read prompts.`,
-      {
-        hint: 'Name a config with model.path, such as wan2.1-t2v-1.3b-480p-rcm.',
-      },
-    );
-  }
+  if (model.path === null) throw takesLabels(config);
   const encoders = locateWeights(model.path, model.name, env);
   const here = compute.device === 'cpu' ? 0 : (await listGpus()).length;
   const usable = Math.max(1, Math.min(compute.gpusPerNode, here));
@@ -77,8 +69,14 @@ export async function commonStart(
   };
 }
 
+const takesLabels = ({ name }: RcmConfig): RcmBridgeError =>
+  new RcmBridgeError('E_USAGE', `${name} takes labels; sets of latents are for models that read prompts.`, {
+    hint: 'Name a config with model.path, such as wan2.1-t2v-1.3b-480p-rcm.',
+  });
+
 /** Where a set goes. @throws E_USAGE */
 export function outOf(config: RcmConfig, out: string | undefined): string {
+  if (config.model.path === null) throw takesLabels(config);
   const folder = out ?? config.data.path;
   if (folder !== null) return folder;
   throw new RcmBridgeError('E_USAGE', `${config.name} has no data.path.`, { hint: 'Give a folder with --out.' });

@@ -87,7 +87,7 @@ function missing(runDir: string, fromStep: number | undefined, all: readonly Che
   const what = fromStep === undefined ? 'no checkpoint' : `no checkpoint of step ${fromStep}`;
   const steps = all.map(({ step }) => step).join(', ');
   return new RcmBridgeError('E_CHECKPOINT_MISSING', `There is ${what} in ${join(runDir, checkpointsName)}.`, {
-    hint: steps === '' ? 'Start the run again with `rcm-bridge distill`.' : `There are checkpoints of steps ${steps}.`,
+    hint: steps === '' ? 'Start the run again with `rcm-bridge distill`.' : `Steps with a checkpoint: ${steps}.`,
     details: { runDir },
   });
 }

@@ -1,6 +1,6 @@
 /** What a user names to sample from: weights with what is known of how to sample them. */
 import fs from 'node:fs';
-import { basename, join, resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import type { RcmConfig } from '../config/types.ts';
 import { RcmBridgeError } from '../errors/index.ts';
 import { isHubLocator } from '../weights/hub-cache.ts';
@@ -39,13 +39,9 @@ export function findSampleSource(context: BridgeContext, name: string, options: 
   const found = locate(context, name, options);
   const sampler = readSampler(found.path);
   if (sampler === null && !options.forPrompts) {
-    throw new RcmBridgeError(
-      'E_WEIGHTS_SAMPLER',
-      `There is no ${samplerName} beside ${basename(found.path)} in ${folderOf(found.path)}.`,
-      {
-        hint: 'Use a run, or a folder of whole weights below its export/, such as export/official; or give a --prompt.',
-      },
-    );
+    throw new RcmBridgeError('E_WEIGHTS_SAMPLER', `There is no ${samplerName} in ${folderOf(found.path)}.`, {
+      hint: 'Use a run, or a folder of whole weights below its export/, such as export/official; or give a --prompt.',
+    });
   }
   return { ...found, sampler };
 }

@@ -161,6 +161,13 @@ const cases: readonly Case[] = [
     code: 'E_GPU',
   },
   {
+    name: 'a job where there is no Slurm, of which no script stays behind',
+    words: ['distill', ...quickRun(2), '--launcher', 'slurm', '--runs-dir', 'never-made'],
+    env: { PATH: 'no-venv' },
+    exitCode: 3,
+    code: 'E_SLURM',
+  },
+  {
     name: 'a log level that is none',
     words: ['runs', 'list'],
     env: { RCM_BRIDGE_LOG_LEVEL: 'inof' },

@@ -26,6 +26,11 @@ describe('a run that misses a gate', () => {
     const runDir = onlyRun(join(folder.path, 'runs'));
     expect(readJson(join(runDir, 'run.json'))).toMatchObject({ state: 'succeeded', exitCode: 6, error: null });
 
+    const listed = await runCli(['runs', 'list'], { cwd: folder.path });
+    expect(listed.stdout).toMatch(/succeeded {2}4\/4 {2}gates not met\n/);
+    const shown = await runCli(['runs', 'show', 'last'], { cwd: folder.path });
+    expect(shown.stdout).toMatch(/^gate not met {2}\S/m);
+
     const again = await runCli(['resume', 'last', '--json'], { cwd: folder.path });
     expect(again.code, again.stderr).toBe(0);
     expect(again.stderr).toMatch(/already reached its total of 4 steps/);

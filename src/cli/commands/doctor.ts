@@ -1,11 +1,12 @@
-import { statfsSync } from 'node:fs';
+import { existsSync, statfsSync } from 'node:fs';
 import { arch, cpus, platform, release, totalmem } from 'node:os';
+import { dirname, resolve } from 'node:path';
 import type { PythonDescription } from '../../python/index.ts';
 import type { Host, Need } from '../../runs/needs.ts';
 import type { Command } from '../command.ts';
 import { exitCodes } from '../exit-codes.ts';
 import { packageVersion } from '../main.ts';
-import { pairs, pythonOption, setOption, text } from '../options.ts';
+import { pairs, pythonOption, runsDirOption, setOption, text } from '../options.ts';
 
 const gigabyte = 1e9;
 
@@ -13,7 +14,7 @@ export const doctor: Command = {
   command: 'doctor [config]',
   describe: 'Say what is found here, and of what a config needs all that is missing and how to get it',
   options: yargs =>
-    setOption(pythonOption(yargs)).positional('config', {
+    runsDirOption(setOption(pythonOption(yargs))).positional('config', {
       type: 'string',
       describe: 'A file or a preset: weights, data, GPUs, packages and disk that it needs',
     }),
@@ -21,7 +22,8 @@ export const doctor: Command = {
     const { describePython, listGpus } = await import('../../python/index.ts');
     const explicit = text(options, 'python') ?? process.env.RCM_BRIDGE_PYTHON;
     const python = await describePython({ env: process.env, cwd: process.cwd(), explicit });
-    const disk = statfsSync(process.cwd());
+    const runsDir = text(options, 'runs-dir') ?? process.env.RCM_BRIDGE_RUNS_DIR ?? 'runs';
+    const disk = statfsSync(existingFolder(resolve(runsDir)));
     const machine = {
       package: packageVersion(),
       node: process.versions.node,
@@ -42,6 +44,9 @@ export const doctor: Command = {
     return exitCodes.environment;
   },
 };
+
+/** The folder itself or, where it is yet to be made, the one that it will be made in. */
+const existingFolder = (path: string): string => (existsSync(path) ? path : existingFolder(dirname(path)));
 
 async function needsOfConfig(
   source: string,

@@ -1,5 +1,6 @@
 import type { RunRecord } from '../../index.ts';
 import type { Command, CommandGroup } from '../command.ts';
+import { exitCodes } from '../exit-codes.ts';
 import { withBridge } from '../open-bridge.ts';
 import { runsDirOption, text } from '../options.ts';
 
@@ -26,10 +27,14 @@ const show: Command = {
     withBridge(options, output, async bridge => {
       const run = await bridge.runs.open(String(text(options, 'run')));
       const shown = await run.describe();
-      output.result(
-        { ...shown },
-        [describe(shown.run), `folder  ${run.dir}`, ...shown.checkpoints.map(c => `checkpoint  ${c}`)].join('\n'),
-      );
+      const unmet = shown.scorecard?.gates.filter(gate => !gate.met) ?? [];
+      const lines = [
+        describe(shown.run),
+        `folder  ${run.dir}`,
+        ...shown.checkpoints.map(c => `checkpoint  ${c}`),
+        ...unmet.map(gate => `gate not met  ${gate.text}`),
+      ];
+      output.result({ ...shown }, lines.join('\n'));
       return 0;
     }),
 };
@@ -58,6 +63,7 @@ const describe = (run: RunRecord): string =>
     run.state,
     `${run.progress.step}/${run.progress.steps}`,
     ...(run.error ? [run.error.code] : []),
+    ...(run.exitCode === exitCodes.gateNotMet ? ['gates not met'] : []),
     ...(run.parent ? [`child of ${run.parent.id} from step ${run.parent.step}`] : []),
   ].join('  ');
 

@@ -22,6 +22,8 @@ export interface PlacementOptions {
   readonly rendezvous?: string;
   /** Number of this machine, from 0. Default within a job of Slurm: SLURM_NODEID. */
   readonly nodeRank?: number;
+  /** Options of sbatch. */
+  readonly slurm?: readonly string[];
 }
 
 /**
@@ -33,6 +35,11 @@ export function placementOf(
   options: PlacementOptions,
   env: NodeJS.ProcessEnv,
 ): Placement {
+  if (launcher !== 'slurm' && options.slurm?.length) {
+    throw new RcmBridgeError('E_USAGE', `--slurm is for jobs of Slurm, and compute.launcher is ${launcher}.`, {
+      hint: 'Add --launcher slurm, or leave --slurm out.',
+    });
+  }
   const isInJob = env.SLURM_JOB_ID !== undefined;
   if (launcher === 'slurm' && !isInJob) return { launcher: 'slurm' };
   if (nodes === 1) {

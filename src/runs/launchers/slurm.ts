@@ -86,11 +86,15 @@ export async function submitRun(
   const { runDir, config } = submission;
   const text = scriptOf(context, submission, options);
   const files = slurmFiles(runDir);
+  const undo = undoing(files);
   makeDirectory(dirname(files.script));
   writeFileAtomic(files.config, `${JSON.stringify(config, undefined, 2)}\n`);
   writeFileAtomic(files.script, text);
   const before = readSettledRecord(runDir);
-  const jobId = await submit(files.script, context.env);
+  const jobId = await submit(files.script, context.env).catch(error => {
+    undo();
+    throw error;
+  });
   context.notice(`Job ${jobId} is submitted; its script is ${files.script}, what it prints ${files.log}.`);
   const handle = followJob({
     ...submission,
@@ -103,6 +107,18 @@ export async function submitRun(
   });
   options.onCreated?.(handle);
   return handle;
+}
+
+/** A refused command leaves nothing: removes what it wrote and the folders it made, never those of an earlier job. */
+function undoing({ script, config }: SlurmFiles): () => void {
+  const isNew = (path: string): boolean => !fs.existsSync(path);
+  const files = [script, config].filter(isNew);
+  const folder = dirname(script);
+  const folders = [folder, dirname(folder)].filter(isNew);
+  return () => {
+    for (const file of files) fs.rmSync(file, { force: true });
+    for (const path of folders) if (!isNew(path) && fs.readdirSync(path).length === 0) fs.rmdirSync(path);
+  };
 }
 
 interface Following extends SlurmSubmission {

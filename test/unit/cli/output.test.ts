@@ -26,6 +26,14 @@ describe('describeError', () => {
     expect(describeError(new RcmBridgeError('E_USAGE', 'no'), 0)).toBe(`E_USAGE: no\n${errorCodes.E_USAGE.fix}`);
   });
 
+  it('names the help of the command for a usage error that has no fix, and for no other error', () => {
+    const described = (code: 'E_USAGE' | 'E_GPU', hint?: string): string | undefined =>
+      describeError(new RcmBridgeError(code, 'no', { hint }), 0, false, 'See this.').split('\n')[1];
+    expect(described('E_USAGE')).toBe('See this.');
+    expect(described('E_USAGE', 'Do that.')).toBe('Do that.');
+    expect(described('E_GPU')).toBe(errorCodes.E_GPU.fix);
+  });
+
   it('shows the code in colour only when asked', () => {
     const error = new RcmBridgeError('E_USAGE', 'no', { hint: 'yes' });
     expect(describeError(error, 0, true)).toBe('\u001b[1;31mE_USAGE\u001b[0m: no\nyes');

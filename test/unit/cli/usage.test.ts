@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Command, CommandGroup } from '../../../src/cli/command.ts';
-import { explainUsage } from '../../../src/cli/usage.ts';
+import { explainUsage, helpHint } from '../../../src/cli/usage.ts';
 
 const distill: Command = {
   command: 'distill [config]',
@@ -77,4 +77,12 @@ describe('explainUsage', () => {
     const defect = new TypeError('x is not a function');
     expect(explainUsage(defect, ['distill'], [distill])).toBe(defect);
   });
+});
+
+it.each([
+  [['runs', 'list', '--x'], 'rcm-bridge runs list'],
+  [['-q', 'distill', 'my.yaml'], 'rcm-bridge distill'],
+  [[], 'rcm-bridge'],
+])('the help for %j is that of %s', (argv, command) => {
+  expect(helpHint(argv, [distill, resume, runs])).toBe(`See \`${command} --help\`.`);
 });

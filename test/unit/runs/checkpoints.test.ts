@@ -69,7 +69,7 @@ describe('checkpoints', () => {
   test('that are missing are named with those that exist', async () => {
     await expect(findCheckpoint(runDir)).rejects.toMatchObject({ code: 'E_CHECKPOINT_MISSING' });
     writeCheckpoint(folder(7), 7);
-    await expect(findCheckpoint(runDir, 8)).rejects.toMatchObject({ hint: 'There are checkpoints of steps 7.' });
+    await expect(findCheckpoint(runDir, 8)).rejects.toMatchObject({ hint: 'Steps with a checkpoint: 7.' });
   });
 
   test('cannot point outside their folder', () => {

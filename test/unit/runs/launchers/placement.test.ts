@@ -36,6 +36,15 @@ it.each([
   expect(placementOf(compute, options, env)).toEqual(placement);
 });
 
+it.each(['auto', 'local', 'torchrun'] as const)('refuses options of sbatch with %s, not to lose them', launcher => {
+  expect(() => placementOf({ launcher, nodes: 1 }, { slurm: ['time=1:00:00'] }, {})).toThrow(/--slurm is for jobs/);
+});
+
+it('takes options of sbatch with slurm, and an empty list with anything', () => {
+  expect(placementOf({ launcher: 'slurm', nodes: 1 }, { slurm: ['exclusive'] }, {})).toEqual({ launcher: 'slurm' });
+  expect(placementOf({ launcher: 'auto', nodes: 1 }, { slurm: [] }, {})).toEqual({ launcher: 'local' });
+});
+
 it('variables of Slurm count within a job only', () => {
   const { SLURM_JOB_ID: _, ...leftOver } = inJob;
   expect(() => placementOf({ launcher: 'auto', nodes: 2 }, {}, leftOver)).toThrow(/nothing says where/);
