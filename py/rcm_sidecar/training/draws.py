@@ -57,9 +57,14 @@ class Numbers:
         rollout = None if self.rollout is None else self.rollout.each(change)
         return Numbers(change(self.noise), change(self.times), rollout)
 
-    def to(self, device: torch.device) -> Numbers:
-        """The same on another device."""
-        return self.each(lambda tensor: on_device(tensor, device))
+    def to(self, latents: Tensor) -> Numbers:
+        """The same on the device of latents, noise in their dtype; times stay float64."""
+
+        def placed(tensor: Tensor) -> Tensor:
+            moved = on_device(tensor, latents.device)
+            return moved if moved.dtype == torch.float64 else moved.to(latents.dtype)
+
+        return self.each(placed)
 
 
 @dataclass(frozen=True)

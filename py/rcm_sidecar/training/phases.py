@@ -113,7 +113,7 @@ class DistillationPlan:
         with torch.no_grad():
             text = self.condition(on_device(batch.condition, device))
         drawn = self.ahead.take(*self._drawing(step, updates))
-        numbers = {name: one.to(device) for name, one in drawn.items()}
+        numbers = {name: one.to(latents) for name, one in drawn.items()}
         if step + 1 < self.config.schedule.steps:
             self.ahead.begin(*self._drawing(step + 1, {**updates, phase.name: updates[phase.name] + 1}))
         make: dict[str, Callable[[], Term]] = {

@@ -78,7 +78,7 @@ class PretrainingPlan:
         batch = replace(batch, condition=self._dropped(batch.condition, step, size, share))
         latents, labels = batch.latents.to(device), batch.condition.to(device)
         draws = Draws(seed, step, size, share, self.data.latent_shape)
-        noise = draws.noise("flow/noise").to(device)
+        noise = draws.noise("flow/noise").to(latents)
         u = draws.times("flow/time", settings.time_distribution).to(device)
         network = timed("forward", self.network)
 
