@@ -1,11 +1,9 @@
 import type { Argv } from 'yargs';
 import type { Bridge, WeightsProgress } from '../../index.ts';
 import { inGigabytes } from '../../logging/sizes.ts';
-import { abortOnSignals } from '../abort-on-signals.ts';
 import type { Command, CommandGroup, Options } from '../command.ts';
 import { askOnTerminal, isOn } from '../consent.ts';
-import { countedProgress } from '../counted-progress.ts';
-import { withBridge } from '../open-bridge.ts';
+import { countedWork } from '../counted-work.ts';
 import { consentOptions, pairs, pythonOption, setOption, text, wholeNumber } from '../options.ts';
 import type { Output } from '../output.ts';
 
@@ -92,31 +90,16 @@ async function work(
 ): Promise<number> {
   const out = text(options, 'out');
   const gpus = wholeNumber(options, 'gpus', 1);
-  const progress = countedProgress(output.progress && !output.quiet);
-  const signals = abortOnSignals();
-  const shared = {
+  const given = {
     set: pairs(options),
     ...(out === undefined ? {} : { out }),
     ...(gpus === undefined ? {} : { gpus }),
-    signal: signals.signal,
-    onProgress: progress.show,
   };
-  try {
-    await withBridge(options, output, async bridge => {
-      await use(bridge, shared);
-      progress.end();
-    });
-    return 0;
-  } catch (error) {
-    const exitCode = signals.exitCode();
-    if (exitCode === undefined) throw error;
+  const stopped = 'samples that are made stay, and the same command goes on from there.';
+  return countedWork(options, output, stopped, async (bridge, { signal, progress }) => {
+    await use(bridge, { ...given, signal, onProgress: progress.show });
     progress.end();
-    output.say('Stopped; samples that are made stay, and the same command goes on from there.');
-    return exitCode;
-  } finally {
-    progress.end();
-    signals.stop();
-  }
+  });
 }
 
 export const data: CommandGroup = {

@@ -1,9 +1,7 @@
 import { RcmBridgeError } from '../../errors/index.ts';
 import type { SampleOptions } from '../../index.ts';
-import { abortOnSignals } from '../abort-on-signals.ts';
 import type { Command, Options } from '../command.ts';
-import { countedProgress } from '../counted-progress.ts';
-import { withBridge } from '../open-bridge.ts';
+import { countedWork } from '../counted-work.ts';
 import { consentOptions, pythonOption, runsDirOption, text, texts, wholeNumber } from '../options.ts';
 
 const devices = ['auto', 'cpu', 'cuda'] as const;
@@ -48,29 +46,15 @@ export const sample: Command = {
       .option('out', { type: 'string', requiresArg: true, describe: 'Folder for the samples (default ./samples)' }),
   run: async (options, output) => {
     const request = sampleOptions(options);
-    const progress = countedProgress(output.progress && !output.quiet);
-    const signals = abortOnSignals();
-    try {
-      await withBridge(options, output, async bridge => {
-        const result = await bridge.sample(String(text(options, 'weights')), {
-          ...request,
-          signal: signals.signal,
-          onProgress: progress.show,
-        });
-        progress.end();
-        output.result({ ...result }, result.files.join('\n'));
+    return countedWork(options, output, 'files that were complete stay.', async (bridge, { signal, progress }) => {
+      const result = await bridge.sample(String(text(options, 'weights')), {
+        ...request,
+        signal,
+        onProgress: progress.show,
       });
-      return 0;
-    } catch (error) {
-      const exitCode = signals.exitCode();
-      if (exitCode === undefined) throw error;
       progress.end();
-      output.say('Stopped; files that were complete stay.');
-      return exitCode;
-    } finally {
-      progress.end();
-      signals.stop();
-    }
+      output.result({ ...result }, result.files.join('\n'));
+    });
   },
 };
 

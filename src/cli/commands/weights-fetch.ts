@@ -1,7 +1,5 @@
-import { abortOnSignals } from '../abort-on-signals.ts';
 import type { Command } from '../command.ts';
-import { countedProgress } from '../counted-progress.ts';
-import { withBridge } from '../open-bridge.ts';
+import { countedWork } from '../counted-work.ts';
 import { consentOptions, pythonOption, text, texts } from '../options.ts';
 
 const layouts = ['official', 'diffusers'] as const;
@@ -27,38 +25,25 @@ export const fetch: Command = {
         describe: 'This weights file of the repository, instead of the one its name and layout show',
       })
       .option('with-encoders', { type: 'boolean', describe: 'The VAE and the text encoder, too' }),
-  run: async (options, output) => {
-    const progress = countedProgress(output.progress && !output.quiet);
-    const signals = abortOnSignals();
+  run: (options, output) => {
     const layout = layouts.find(known => known === text(options, 'layout'));
     const revision = text(options, 'revision');
-    try {
-      await withBridge(options, output, async bridge => {
-        const { locator, path, plan, ...rest } = await bridge.weights.fetch(String(text(options, 'locator')), {
-          files: texts(options, 'file'),
-          encoders: options['with-encoders'] === true,
-          signal: signals.signal,
-          onProgress: shown => progress.show({ ...shown, phase: `${shown.phase}: MB`, bytes: 0 }),
-          ...(layout === undefined ? {} : { layout }),
-          ...(revision === undefined ? {} : { revision }),
-        });
-        progress.end();
-        const { hashes, downloadedBytes } = rest;
-        if (plan)
-          output.say(`${hashes.length} of ${plan.files.length} files have a hash on the hub; all are equal to it.`);
-        if (plan && downloadedBytes === 0) output.say('Everything was here already.');
-        output.result({ locator, path, ...plan, ...rest }, path);
+    const stopped = 'what has arrived is kept, and the same command goes on from there.';
+    return countedWork(options, output, stopped, async (bridge, { signal, progress }) => {
+      const { locator, path, plan, ...rest } = await bridge.weights.fetch(String(text(options, 'locator')), {
+        files: texts(options, 'file'),
+        encoders: options['with-encoders'] === true,
+        signal,
+        onProgress: shown => progress.show({ ...shown, phase: `${shown.phase}: MB`, bytes: 0 }),
+        ...(layout === undefined ? {} : { layout }),
+        ...(revision === undefined ? {} : { revision }),
       });
-      return 0;
-    } catch (error) {
-      const exitCode = signals.exitCode();
-      if (exitCode === undefined) throw error;
       progress.end();
-      output.say('Stopped; what has arrived is kept, and the same command goes on from there.');
-      return exitCode;
-    } finally {
-      progress.end();
-      signals.stop();
-    }
+      const { hashes, downloadedBytes } = rest;
+      if (plan)
+        output.say(`${hashes.length} of ${plan.files.length} files have a hash on the hub; all are equal to it.`);
+      if (plan && downloadedBytes === 0) output.say('Everything was here already.');
+      output.result({ locator, path, ...plan, ...rest }, path);
+    });
   },
 };

@@ -1,9 +1,8 @@
 import { basename } from 'node:path';
 import type { Bridge, WeightsConversion, WeightsInspection, WeightsList, WeightsProgress } from '../../index.ts';
 import { inGigabytes } from '../../logging/sizes.ts';
-import { abortOnSignals } from '../abort-on-signals.ts';
 import type { Command, CommandGroup, Options } from '../command.ts';
-import { countedProgress } from '../counted-progress.ts';
+import { countedWork } from '../counted-work.ts';
 import { withBridge } from '../open-bridge.ts';
 import { consentOptions, pythonOption, text } from '../options.ts';
 import type { Output } from '../output.ts';
@@ -85,34 +84,16 @@ interface Shared {
   readonly onProgress: (progress: WeightsProgress) => void;
 }
 
-/** Long work on weights: progress on stderr; the first Ctrl-C ends it and leaves nothing half done. */
-async function work(
+const work = (
   options: Options,
   output: Output,
   use: (bridge: Bridge, shared: Shared) => Promise<void>,
-): Promise<number> {
-  const progress = countedProgress(output.progress && !output.quiet);
-  const signals = abortOnSignals();
+): Promise<number> => {
   const model = text(options, 'model');
-  const shared = {
-    signal: signals.signal,
-    onProgress: progress.show,
-    ...(model === undefined ? {} : { model }),
-  };
-  try {
-    await withBridge(options, output, bridge => use(bridge, shared));
-    return 0;
-  } catch (error) {
-    const exitCode = signals.exitCode();
-    if (exitCode === undefined) throw error;
-    progress.end();
-    output.say('Stopped; nothing was written.');
-    return exitCode;
-  } finally {
-    progress.end();
-    signals.stop();
-  }
-}
+  return countedWork(options, output, 'nothing was written.', (bridge, { signal, progress }) =>
+    use(bridge, { signal, onProgress: progress.show, ...(model === undefined ? {} : { model }) }),
+  );
+};
 
 /** `Wan2.1-T2V-1.3B` of a path, a file or a locator. */
 const nameOf = (weights: string): string =>
