@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 from rcm_sidecar.link import JobLink
 from rcm_sidecar.protocol import Progress
 
-Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is done now, how many are done, and of how many."""
+
+class Report(Protocol):
+    """Called with what is done now, how many are done, of how many, and the bytes done where they are counted."""
+
+    def __call__(self, phase: str, done: int, total: int, done_bytes: int | None = None, /) -> None:
+        """Say so; may raise, to end the work."""
 
 
 def reporter(link: JobLink) -> Report:
@@ -21,7 +24,7 @@ def reporter(link: JobLink) -> Report:
     """
     began = time.monotonic()
 
-    def report(phase: str, done: int, total: int) -> None:
+    def report(phase: str, done: int, total: int, done_bytes: int | None = None, /) -> None:
         link.requests.raise_if_cancelled_now()
         spent = time.monotonic() - began
         link.progress(
@@ -33,7 +36,7 @@ def reporter(link: JobLink) -> Report:
                 critic_updates=0,
                 samples_per_second=0.0,
                 eta_seconds=spent * (total - done) / max(done, 1),
-                values={},
+                values={} if done_bytes is None else {"bytes": float(done_bytes)},
             )
         )
 

@@ -11,8 +11,9 @@ import msgspec
 
 from rcm_sidecar.checkpoints.convert import Conversion, convert_weights
 from rcm_sidecar.checkpoints.inspect import Inspection, inspect_weights
-from rcm_sidecar.checkpoints.verify import Report, verify_weights
+from rcm_sidecar.checkpoints.verify import verify_weights
 from rcm_sidecar.config import NetworkOverrides
+from rcm_sidecar.counted_progress import reporter
 from rcm_sidecar.errors import ConfigError
 from rcm_sidecar.link import JobLink
 from rcm_sidecar.protocol import (
@@ -22,7 +23,6 @@ from rcm_sidecar.protocol import (
     EndBody,
     FileHash,
     ForwardCheck,
-    Progress,
     Verified,
     VerifyStart,
     WeightsInspection,
@@ -43,7 +43,7 @@ def run_weights(start: WeightsStart, link: JobLink) -> EndBody:
     link.activity("loading", 0)
     begun = time.monotonic()
     path, overrides = Path(start.source), _arguments(start.overrides)
-    report = _reporter(link)
+    report = reporter(link)
     if isinstance(start, VerifyStart):
         found, hashes = verify_weights(path, start.model, overrides, report)
         known = tuple(FileHash(file=str(file), sha256=value) for file, value in hashes.items())
@@ -64,27 +64,6 @@ def run_weights(start: WeightsStart, link: JobLink) -> EndBody:
     else:
         link.weights(inspection_body(inspect_weights(path, start.model, overrides)))
     return EndBody(state="succeeded", step=0, student_updates=0, critic_updates=0, checkpoint=None, exports=())
-
-
-def _reporter(link: JobLink) -> Report:
-    begun = time.monotonic()
-
-    def report(phase: str, done: int, total: int, done_bytes: int) -> None:
-        link.requests.raise_if_cancelled_now()
-        spent = time.monotonic() - begun
-        progress = Progress(
-            step=done,
-            steps=total,
-            phase=phase,
-            student_updates=0,
-            critic_updates=0,
-            samples_per_second=0.0,
-            eta_seconds=spent * (total - done) / max(done, 1),
-            values={"bytes": float(done_bytes)},
-        )
-        link.progress(progress)
-
-    return report
 
 
 def _converted(conversion: Conversion, seconds: float) -> Converted:
