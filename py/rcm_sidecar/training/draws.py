@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from rcm_sidecar.config import LogNormalSigma, TimeDistribution, UniformLogisticNormal, UniformShifted
 from rcm_sidecar.diffusion.time_distributions import draw
 from rcm_sidecar.training.randomness import generator, normal
+
+Change: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class RolloutNumbers:
     fresh: tuple[Tensor, ...]
     times: Tensor
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> RolloutNumbers:
-        """`change` of all tensors."""
-        return RolloutNumbers(change(self.start), tuple(change(noise) for noise in self.fresh), change(self.times))
+    def each(self, noise: Change, times: Change) -> RolloutNumbers:
+        """Noise and times changed."""
+        return RolloutNumbers(noise(self.start), tuple(map(noise, self.fresh)), times(self.times))
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,19 @@ class Numbers:
     times: Tensor
     rollout: RolloutNumbers | None = None
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Numbers:
-        """`change` of all tensors."""
-        rollout = None if self.rollout is None else self.rollout.each(change)
-        return Numbers(change(self.noise), change(self.times), rollout)
+    def each(self, noise: Change, times: Change) -> Numbers:
+        """Noise and times changed."""
+        rollout = None if self.rollout is None else self.rollout.each(noise, times)
+        return Numbers(noise(self.noise), times(self.times), rollout)
+
+    def pinned(self) -> Numbers:
+        """The same in memory that a GPU can read by itself."""
+        return self.each(Tensor.pin_memory, Tensor.pin_memory)
 
     def to(self, latents: Tensor) -> Numbers:
         """The same on the device of latents, noise in their dtype; times stay float64."""
-
-        def placed(tensor: Tensor) -> Tensor:
-            moved = on_device(tensor, latents.device)
-            return moved if moved.dtype == torch.float64 else moved.to(latents.dtype)
-
-        return self.each(placed)
+        device, dtype = latents.device, latents.dtype
+        return self.each(lambda noise: on_device(noise, device).to(dtype), lambda times: on_device(times, device))
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class DistillationPlan:
         draws = Draws(self.config.seed, step, size, self.team.own(size), self.data.latent_shape)
         numbers: dict[str, Numbers] = {name: self._numbers_of(name, draws, own_updates) for name in losses}
         if self.team.device.type == "cuda":
-            return {name: one.each(Tensor.pin_memory) for name, one in numbers.items()}
+            return {name: one.pinned() for name, one in numbers.items()}
         return numbers
 
     def _numbers_of(self, name: rcm.LossName, draws: Draws, own_updates: int) -> Numbers:

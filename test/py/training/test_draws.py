@@ -141,6 +141,6 @@ def test_a_process_has_its_samples_of_the_whole_batch() -> None:
 @pytest.mark.gpu
 def test_pinned_numbers_reach_the_gpu() -> None:
     draws = Draws(1, 2, 6, slice(2, 4), (3, 1, 5, 7))
-    pinned = Numbers(draws.noise("scm/noise"), draws.uniform("dcm/time")).each(torch.Tensor.pin_memory)
+    pinned = Numbers(draws.noise("scm/noise"), draws.uniform("dcm/time")).pinned()
     assert pinned.noise.is_pinned() and pinned.times.is_pinned()
     assert torch.equal(pinned.to(torch.empty(0, device="cuda")).noise.cpu(), draws.noise("scm/noise"))
