@@ -15,13 +15,12 @@ from typing import Any
 import msgspec
 
 from rcm_sidecar.config import parse_config
-from rcm_sidecar.distributed.launch import Losses, Place, RankLost, Ranks
+from rcm_sidecar.distributed.launch import LEAVE_SECONDS, Losses, Place, RankLost, Ranks
 from rcm_sidecar.distributed.nodes import LostRank, Meeting, Membership, Over, hello_of, join_meeting
 from rcm_sidecar.error_report import error_body
 from rcm_sidecar.errors import HostError
 from rcm_sidecar.protocol import Count, ErrorBody, TrainingStart
 
-_LEAVE_SECONDS = 10.0
 _POLL_SECONDS = 0.3
 _SHARED_SECONDS = 30.0
 """How long a run directory may take to show up here: network file systems remember that a folder was not there."""
@@ -87,7 +86,7 @@ def _watch(start: TrainingStart, place: Place, membership: Membership) -> ErrorB
         ranks.begin()
         _say({"type": "started", "runId": start.run_id, "runDir": start.run_dir, "attempt": start.attempt})
         over = _wait_until_over(membership)
-        patience = _LEAVE_SECONDS if over.error is None else 0.0
+        patience = LEAVE_SECONDS if over.error is None else 0.0
         return over.error
     finally:
         losses.close()

@@ -41,7 +41,8 @@ _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 _LOOPBACK = "127.0.0.1"
 _NOTICE_SECONDS = 5.0
 """How long the main thread has to notice that another process is gone; after that its end is reported without it."""
-_LEAVE_SECONDS = 10.0
+LEAVE_SECONDS = 10.0
+"""How long ranks have to leave by themselves when a job has ended well."""
 
 
 class RankLine(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -250,7 +251,7 @@ def _local_ranks(start: TrainingStart, place: Place, losses: Losses) -> Iterator
     try:
         ranks.begin()
         yield
-        patience = _LEAVE_SECONDS
+        patience = LEAVE_SECONDS
     finally:
         losses.close()
         ranks.end(patience)
