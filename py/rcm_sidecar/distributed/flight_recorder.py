@@ -38,7 +38,8 @@ def write_records(run_dir: Path, attempt: int, rank: int) -> None:
     """Write the last collectives of this process (torch keeps 2,000), a file for each backend that was used.
 
     `collectives` is what torch writes: `entries` in the order they were asked for, with sizes, times and `retired`, and
-    `pg_status` with the last one of each process group. The process whose numbers are lowest is the one that hangs.
+    `pg_status` with the last one of each process group. Numbers lowest in one
+    process point at it; one stopped between collectives may be the highest, by one: its stack decides.
     """
     for backend, name in _RECORDERS.items():
         dump: Callable[[], bytes] | None = getattr(c10d, name, None)
